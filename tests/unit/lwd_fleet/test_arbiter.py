@@ -273,6 +273,31 @@ def test_no_step_is_recorded_outside_an_episode_and_steps_count_from_zero():
     assert len(bench.steps) == 3
 
 
+def test_a_restart_begins_from_the_measured_joints_and_keeps_a_latched_estop():
+    bench = running()
+    bench.arbiter.offer(chunk([[0.1, 0.0, 0.02]] * 10))
+    bench.ticks(7)
+    bench.arbiter.restart()
+    assert bench.arbiter.tick(bench.now).positions is None
+    bench.measured = np.array([-0.7, 0.0, 0.02])  # moved by hand meanwhile
+    output = bench.ticks(5)
+    assert output.state == State.HOLD and not bench.arbiter.armed
+    np.testing.assert_array_equal(output.positions, [-0.7, 0.0, 0.02])
+    bench.arbiter.press_estop()
+    bench.arbiter.restart()
+    assert bench.ticks().state == State.ESTOP
+
+
+def test_an_arbiter_that_joins_a_running_episode_counts_on_and_waits_for_a_fresh_chunk():
+    bench = Bench()
+    bench.arbiter.episode_started("e1", first_step=40)
+    refusal = bench.arbiter.offer(chunk([[0.1, 0.0, 0.02]] * 10, observation_step=31))
+    assert refusal is not None and "before the robot was held" in refusal
+    bench.ticks(5)
+    assert [s.step for s in bench.steps] == [40]
+    assert bench.arbiter.offer(chunk([[0.1, 0.0, 0.02]] * 10, observation_step=40)) is None
+
+
 def test_a_scripted_demonstrator_drives_through_the_same_path():
     bench = running()
     for step in range(3):

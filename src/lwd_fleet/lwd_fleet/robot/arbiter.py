@@ -178,6 +178,8 @@ class Arbiter:
         self._start = self._lower  # command at the start of the policy step
 
         self.episode_id = ""
+        self.step = 0  # the policy step under way
+        self._tick = 0  # output tick within it
         self._action: _Action | None = None
         self._chunk: Chunk | None = None  # the one followed
         self._policy: tuple[int, str] | None = None
@@ -196,14 +198,23 @@ class Arbiter:
         self._measured_ns = now_ns
         return None
 
-    def episode_started(self, episode_id: str) -> None:
-        """An episode runs from now on; its step 0 begins with the next tick. A known id changes nothing."""
+    def episode_started(self, episode_id: str, first_step: int = 0) -> None:
+        """An episode runs from now on; its first step begins with the next tick. A known id changes nothing.
+
+        `first_step` > 0: the episode was running before this arbiter was; step numbers must not come twice.
+        """
         if episode_id != self.episode_id:
-            self._begin_episode(episode_id)
+            self._begin_episode(episode_id, first_step)
 
     def episode_ended(self) -> None:
         """No episode runs: hold. The step under way is not recorded."""
         self._begin_episode("")
+
+    def restart(self) -> None:
+        """Commands had ceased: begin again from the measured joints, disarmed. An e-stop stays latched."""
+        self.armed = False
+        self._transition(Event.DISARMED, "disarmed; waiting to be armed")
+        self._measured = self._output = None
 
     def arm(self) -> str | None:
         """Allow motion. Returns why it was refused."""
@@ -249,7 +260,7 @@ class Arbiter:
     def tick(self, now_ns: int) -> Output:
         """Advance by one output tick and return the command to send."""
         if self._measured is None:
-            if self.state != State.ESTOP:
+            if self.state == State.HOLD:
                 self.reason = "no joint state received yet"
             return Output(None, self.state, self.reason, False, None)
         if self._output is None:
@@ -286,18 +297,18 @@ class Arbiter:
 
     # Helpers -----------------------------------------------------------------------------------------
 
-    def _begin_episode(self, episode_id: str) -> None:
+    def _begin_episode(self, episode_id: str, first_step: int = 0) -> None:
         self.episode_id = episode_id
-        self.step = 0  # the policy step under way
-        self._tick = 0  # output tick within it
+        self.step = first_step
+        self._tick = 0
         self._action = None
         self._step_clipped = False
         self._interrupted = False
         self._policy = None  # version and digest: fixed by the first chunk accepted
-        self._drop_chunks(observed_from=-1)
+        self._drop_chunks(observed_from=first_step - 1)
 
     def _drop_chunks(self, observed_from: int) -> None:
-        """Forget the running chunk and accept only chunks observed after policy step `observed_from`."""
+        """Forget the running chunk; accept only chunks observed when `observed_from` was executed or later."""
         self._player = ChunkPlayer()
         self._chunk = None
         self._observed_from = observed_from
