@@ -109,6 +109,7 @@ class _Reading:
     def messages(self) -> Iterator[tuple[str, str, OfferedQos, Message]]:
         schemas: dict[int, Schema] = {}
         channels: dict[int, Channel] = {}
+        offered: dict[int, OfferedQos] = {}
         try:
             with self._file.open("rb") as stream:
                 limit = self._file.stat().st_size
@@ -117,11 +118,12 @@ class _Reading:
                         schemas[record.id] = record
                     elif isinstance(record, Channel):
                         channels[record.id] = record
+                        offered[record.id] = _qos(record)
                     elif isinstance(record, Metadata) and record.name == ORIGIN_RECORD:
                         self.origin = record.metadata
                     elif isinstance(record, Message) and self.origin:
                         channel = channels[record.channel_id]
-                        yield channel.topic, schemas[channel.schema_id].name, _qos(channel), record
+                        yield channel.topic, schemas[channel.schema_id].name, offered[channel.id], record
                     elif isinstance(record, Footer):
                         self.complete = True
         except (*BROKEN, OSError) as error:
