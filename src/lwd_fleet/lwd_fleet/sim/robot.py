@@ -7,8 +7,13 @@ grippers. A gripper's position is how far each of its two fingers is from the mi
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+
+import yaml
+
+from lwd_policy.embodiment import Embodiment
 
 NAME = "sim_dual_arm"
 BASE_LINK = "base_link"
@@ -154,6 +159,13 @@ def robot_yaml() -> str:
     lines.append("max_acceleration:  # rad/s^2; grippers m/s^2")
     lines += [f"  {name}: {value:.12g}" for name, value in _per_joint("acceleration", FINGER_ACCELERATION).items()]
     return "\n".join([*lines, ""])
+
+
+def embodiment() -> Embodiment:
+    """The robot as `config/robots/sim_dual_arm.yaml` describes it, for code that has no configuration directory."""
+    content = yaml.safe_load(robot_yaml())
+    content["urdf"] = urdf()
+    return Embodiment.from_json(json.dumps(content))
 
 
 def home() -> dict[str, float]:
