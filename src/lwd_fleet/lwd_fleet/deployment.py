@@ -134,7 +134,7 @@ def load_deployment(path: str | Path, run_dir: str | Path | None = None) -> Depl
         output_hz=rates.number("output_hz", low=0.1, high=1000.0),
         robots=tuple(_robot(section) for section in top.sections("robots")),
         store=fleet.template("store", "{run_dir}/store", values),
-        catalog=fleet.template("catalog", "sqlite:///{run_dir}/catalog.db", values),
+        catalog=fleet.template("catalog", "{run_dir}/catalog.db", values),
         spool=fleet.template("spool", "{run_dir}/spool/{robot}", {**values, "robot": "{robot}"}),
         episodes_per_robot=round(fleet.number("episodes_per_robot", 0, low=0, high=1e9, whole=True)),
         learner=_learner(top),
