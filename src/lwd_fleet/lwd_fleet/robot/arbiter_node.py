@@ -109,7 +109,7 @@ class ArbiterNode(ManagedNode):
             self.create_subscription(EpisodeState, "episode", self._on_episode, LATCHED),
             self.create_subscription(Bool, "estop", self._on_estop, EVENTS),
         ]
-        self._services = [
+        self._served = [
             self.create_service(SetBool, "arm", self._on_arm),
             self.create_service(Trigger, "reset_estop", self._on_reset_estop),
         ]
@@ -139,7 +139,7 @@ class ArbiterNode(ManagedNode):
         self._arbiter = None
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        for service in self._services:
+        for service in self._served:
             self.destroy_service(service)
         for publisher in (self._command, self._executed, self._mode):
             self.destroy_publisher(publisher)
