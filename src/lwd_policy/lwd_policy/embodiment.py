@@ -98,6 +98,11 @@ class Embodiment:
         """Indices of the gripper joints, in the order of the arms."""
         return np.array([self.joint_names.index(arm.gripper) for arm in self.arms if arm.gripper], dtype=np.intp)
 
+    @property
+    def from_data(self) -> bool:
+        """True where the limits are ranges seen in recordings: to train on, never to move a robot with."""
+        return bool(json.loads(self.description).get("limits_from") == "data")
+
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises EmbodimentError."""
         for arm in self.arms:
@@ -130,7 +135,8 @@ class Embodiment:
             if limits[name]["velocity"] is None or not limits[name]["velocity"] > 0:
                 raise EmbodimentError(f"joint {name!r} needs a positive velocity limit in the URDF")
         commanded = [name for arm in arms for name in (*arm.joints, *([arm.gripper] if arm.gripper else []))]
-        if sorted(commanded) != sorted(names):
+        # Without arms there are no kinematics: a joint space alone, for the joint representations of actions.
+        if arms and sorted(commanded) != sorted(names):
             raise EmbodimentError("joint_names and the joints of the arms differ; every joint belongs to one arm")
         lower = np.array([limits[name]["lower"] for name in names])
         upper = np.array([limits[name]["upper"] for name in names])

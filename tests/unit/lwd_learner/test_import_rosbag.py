@@ -28,6 +28,7 @@ from lwd_learner.importers.mapping import BagMapping, load_mapping, parse_mappin
 from lwd_learner.importers.quarantine import Quarantine
 from lwd_learner.importers.rosbag import BagSource, find_bags, import_bags, open_bag
 from lwd_learner.importers.source import ImportRefused, Reason, Sample
+from lwd_policy.observation import decode_message
 
 START = 1_700_000_000_000_000_000
 HALF_STEP = 50_000_000  # joints at 20 Hz, actions at 10 Hz
@@ -421,6 +422,36 @@ def test_a_joint_that_is_not_finite_is_refused_by_name(tmp_path: Path, bad: floa
 def test_a_joint_that_the_bag_does_not_have_is_refused_by_name(bag: Path) -> None:
     found = refusal(bag, mapping(joint_names_in_bag={"lift": "elevator"}))
     assert found.reason is Reason.BAD_JOINTS and "elevator" in found.detail
+
+
+def points(stamp: int, count: int) -> Any:
+    poses = [create("geometry_msgs/msg/Pose", position=create("geometry_msgs/msg/Point", x=0.5))] * count
+    return create("geometry_msgs/msg/PoseArray", header=header(stamp), poses=poses)
+
+
+def test_points_and_vectors_come_through_to_the_episode(tmp_path: Path) -> None:
+    force = create("std_msgs/msg/Float64MultiArray", data=np.array([1.0, 2.0]))
+    messages = [("/points", points(START, 3), START), ("/force", force, START), *recording()]
+    streams = MAPPING["streams"] | {
+        "keypoints": {"topic": "/points", "kind": "points", "shape": [3, 3], "max_age_s": 9},
+        "force": {"topic": "/force", "kind": "vector", "shape": [2], "max_age_s": 9},
+    }
+    wanted = mapping(streams=streams)
+    result = import_bags([write_mcap(tmp_path / "a.mcap", messages)], wanted, tmp_path / "out")[0]
+    assert result.path is not None
+    episode, spec = EpisodeReader(result.path), wanted.observation_spec()
+    for name in ("keypoints", "force"):
+        message = next(iter(episode.messages(name))).message
+        value = decode_message(spec.stream(name), message, wanted.joint_names)
+        assert value.ravel().tolist() == ([0.5, 0.0, 0.0] * 3 if name == "keypoints" else [1.0, 2.0])
+
+
+def test_a_detector_with_another_number_of_points_is_refused(tmp_path: Path) -> None:
+    file = write_mcap(tmp_path / "a.mcap", [("/points", points(START, 2), START), *recording()])
+    streams = MAPPING["streams"] | {
+        "keypoints": {"topic": "/points", "kind": "points", "shape": [3, 3], "max_age_s": 9}
+    }
+    assert refusal(file, mapping(streams=streams)).reason is Reason.WRONG_SHAPE
 
 
 def test_bytes_that_are_no_such_message_are_refused(tmp_path: Path) -> None:

@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 
 from lwd_learner.importers.decode import encode_jpeg, finite
 from lwd_learner.importers.lerobot_layout import Dataset, EpisodeEntry, open_dataset, read_rows
-from lwd_learner.importers.mapping import COMMAND_STREAM, INSTRUCTION_STREAM, JOINTS_STREAM
 from lwd_learner.importers.quarantine import Quarantine
 from lwd_learner.importers.source import IMPORT_VERSION, ImportRefused, Outcome, Reason, Sample, SourceInfo
 from lwd_learner.importers.video import Clip, clip_digest, frames_at
 from lwd_learner.importers.write import ImportResult, Progress, import_all
-from lwd_policy.observation import ObservationSpec
+from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, ObservationSpec
 
 EPOCH_NS = 946_684_800_000_000_000  # 2000-01-01T00:00:00Z, so that nobody takes it for the time of recording
 
@@ -80,8 +79,8 @@ class LeRobotEpisode:
         rows = read_rows(dataset, entry)
         self._dataset, self._entry, self._rows = dataset, entry, rows
         self.spec: ObservationSpec = dataset.observation_spec()
-        self._state = _columns(rows, "observation.state", dataset.joint_names, name)
-        self._action = _columns(rows, "action", dataset.joint_names, name)
+        self._state = columns_of(rows, "observation.state", dataset.joint_names, name)
+        self._action = columns_of(rows, "action", dataset.joint_names, name)
         self._times_s = np.asarray(rows["timestamp"].to_numpy(), np.float64)  # [K]
         _check_times(self._times_s, dataset.fps, name)
         outcome = _outcome(rows)
@@ -102,6 +101,7 @@ class LeRobotEpisode:
             steps=len(stamps),
             outcome=outcome,
             outcome_source="dataset" if outcome else "",
+            notes=() if np.ptp(self._state, axis=0).any() else (f"no joint moves over {len(stamps)} frames",),
         )
 
     def samples(self) -> Iterator[Sample]:
@@ -111,14 +111,14 @@ class LeRobotEpisode:
                 (stream, stack.enter_context(closing(self._images(feature))))
                 for feature, stream in self._dataset.cameras.items()
             ]
-            yield Sample(INSTRUCTION_STREAM, self._stamps[0], self.info.instruction)
+            yield Sample(INSTRUCTION, self._stamps[0], self.info.instruction)
             for frame, stamp in enumerate(self._stamps[:-1]):
-                yield Sample(JOINTS_STREAM, stamp, self._state[frame])
+                yield Sample(JOINT_POSITIONS, stamp, self._state[frame])
                 for stream, images in cameras:
                     yield Sample(stream, stamp, next(images))
                 if frame:
-                    yield Sample(COMMAND_STREAM, stamp, self._action[frame - 1])
-            yield Sample(COMMAND_STREAM, self._stamps[-1], self._action[-1])
+                    yield Sample(COMMAND, stamp, self._action[frame - 1])
+            yield Sample(COMMAND, self._stamps[-1], self._action[-1])
 
     def _images(self, feature: str) -> Generator[bytes, None, None]:
         clip = self._clip(feature)
@@ -169,7 +169,7 @@ def _still(cell: pa.StructScalar, feature: str, index: int) -> bytes:
     return bytes(value["bytes"])
 
 
-def _columns(rows: pa.Table, column: str, names: tuple[str, ...], episode: str) -> NDArray[np.float64]:
+def columns_of(rows: pa.Table, column: str, names: tuple[str, ...], episode: str) -> NDArray[np.float64]:
     """[K, n], finite."""
     values = np.array(rows[column].to_pylist(), np.float64)
     if values.ndim != 2 or values.shape[1] != len(names):

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lwd_learner.importers.mapping import JOINTS_STREAM, lwd_topic, standard_streams
+from lwd_learner.importers.mapping import lwd_topic, standard_streams
 from lwd_learner.importers.source import ImportRefused, Reason
 from lwd_learner.importers.video import Clip
-from lwd_policy.observation import ObservationSpec, Stream
+from lwd_policy.observation import JOINT_POSITIONS, ObservationSpec, Stream
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _MAX_AGE_S = 0.2
@@ -78,7 +78,7 @@ class Dataset:
         """Joints, cameras (resized to a square of `image_size` pixels on assembly), command and
         instruction."""
         joints = len(self.joint_names)
-        streams = [Stream(JOINTS_STREAM, "joint_states", "joints", (joints,), _MAX_AGE_S)]
+        streams = [Stream(JOINT_POSITIONS, "joint_states", "joints", (joints,), _MAX_AGE_S)]
         for name in self.cameras.values():
             streams.append(
                 Stream(name, lwd_topic(name, "image"), "image", (image_size, image_size, 3), _MAX_AGE_S)

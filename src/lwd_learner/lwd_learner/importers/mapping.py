@@ -29,11 +29,7 @@ from typing import Any
 import yaml
 
 from lwd_learner.importers.source import Outcome
-from lwd_policy.observation import ObservationSpec, Stream
-
-JOINTS_STREAM = "joint_positions"
-COMMAND_STREAM = "command"
-INSTRUCTION_STREAM = "instruction"
+from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, ObservationSpec, Stream
 
 _ROS_TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _KINDS = ("image", "joints", "points", "vector")
@@ -87,7 +83,7 @@ class BagMapping:
 
     @property
     def joints(self) -> StreamMapping:
-        return next(stream for stream in self.streams if stream.name == JOINTS_STREAM)
+        return next(stream for stream in self.streams if stream.name == JOINT_POSITIONS)
 
     @property
     def step_ns(self) -> int:
@@ -112,9 +108,8 @@ class BagMapping:
 def standard_streams(joints: int) -> tuple[Stream, Stream]:
     """The two streams that an episode has whatever the robot's sensors are."""
     return (
-        Stream(COMMAND_STREAM, "executed_action", "command", (joints,), 1.0, required=False),
-        # Said once, at the start of the episode: it does not age.
-        Stream(INSTRUCTION_STREAM, "task", "text", (), 1e6),
+        Stream(COMMAND, "executed_action", "command", (joints,), 1.0, required=False),
+        Stream(INSTRUCTION, "task", "text", (), 0.0),  # said once, at the start: of any age
     )
 
 
@@ -122,7 +117,7 @@ def lwd_topic(name: str, kind: str) -> str:
     """Relative topic of a stream in an lwd episode."""
     if kind == "image":
         return f"{name}/image_raw/compressed"
-    return "joint_states" if name == JOINTS_STREAM else name
+    return "joint_states" if name == JOINT_POSITIONS else name
 
 
 def load_mapping(path: Path) -> BagMapping:
@@ -154,9 +149,9 @@ def parse_mapping(document: dict[str, Any]) -> BagMapping:
     if not step_hz > 0.0:
         raise MappingError("step_hz: must be positive")
     streams = tuple(_stream(name, entry, len(joint_names)) for name, entry in document["streams"].items())
-    if JOINTS_STREAM not in {stream.name for stream in streams}:
+    if JOINT_POSITIONS not in {stream.name for stream in streams}:
         raise MappingError(
-            f"streams: {JOINTS_STREAM} is missing; without measured joints there is no reference"
+            f"streams: {JOINT_POSITIONS} is missing; without measured joints there is no reference"
         )
     instruction = document["instruction"]
     spoken = isinstance(instruction, str)
@@ -182,17 +177,17 @@ def parse_mapping(document: dict[str, Any]) -> BagMapping:
 
 
 def _stream(name: str, entry: dict[str, Any], joints: int) -> StreamMapping:
-    if name in (COMMAND_STREAM, INSTRUCTION_STREAM):
+    if name in (COMMAND, INSTRUCTION):
         raise MappingError(
-            f"streams: {name} comes from `{'action' if name == COMMAND_STREAM else name}`, not from here"
+            f"streams: {name} comes from `{'action' if name == COMMAND else name}`, not from here"
         )
     if not _ROS_TOKEN.fullmatch(name):
         raise MappingError(f"streams: {name!r} is not a ROS name token")
     _check_keys(f"streams.{name}", entry, {"topic", "kind", "max_age_s"}, _STREAM_KEYS)
     kind = str(entry["kind"])
-    if kind not in _KINDS or (kind == "joints") != (name == JOINTS_STREAM):
+    if kind not in _KINDS or (kind == "joints") != (name == JOINT_POSITIONS):
         raise MappingError(
-            f"streams.{name}: kind {kind!r}; {JOINTS_STREAM} is joints, others {', '.join(_KINDS)}"
+            f"streams.{name}: kind {kind!r}; {JOINT_POSITIONS} is joints, others {', '.join(_KINDS)}"
         )
     if kind != "joints" and "shape" not in entry:
         raise MappingError(f"streams.{name}: a stream of kind {kind} needs its shape")

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +25,11 @@ from rosbags.serde import SerdeError
 
 from lwd_learner.importers.container import Container, open_container, read_messages
 from lwd_learner.importers.decode import Decoder, Deserialiser, decoder, deserialiser, header_stamp_ns
-from lwd_learner.importers.mapping import (
-    COMMAND_STREAM,
-    INSTRUCTION_STREAM,
-    JOINTS_STREAM,
-    ActionSource,
-    BagMapping,
-    StampSource,
-)
+from lwd_learner.importers.mapping import ActionSource, BagMapping, StampSource
 from lwd_learner.importers.quarantine import Quarantine
 from lwd_learner.importers.source import IMPORT_VERSION, ImportRefused, Reason, Sample, SourceInfo
 from lwd_learner.importers.write import ImportResult, Progress, import_all
-from lwd_policy.observation import ObservationSpec
+from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, ObservationSpec
 
 # How far a message may arrive behind newer stamps of other streams. Cameras deliver up to some 0.3 s late; a
 # lag of more than this means another clock, and streams on different clocks cannot be put side by side.
@@ -70,11 +64,11 @@ class BagSource:
 
     def samples(self) -> Iterator[Sample]:
         """See `EpisodeSource.samples`. Raises ImportRefused if the file changed since it was opened."""
-        instruction = [Sample(INSTRUCTION_STREAM, self.info.start_ns, self.info.instruction)]
+        instruction = [Sample(INSTRUCTION, self.info.start_ns, self.info.instruction)]
         measured = in_stamp_order(
             sample
             for sample in _decoded(self._container, self._mapping, self._channels)
-            if sample.stream not in (COMMAND_STREAM, INSTRUCTION_STREAM)
+            if sample.stream not in (COMMAND, INSTRUCTION)
         )
         # Of equal stamps the first iterable goes first: what was measured at t is known before the step
         # ending at t.
@@ -151,9 +145,9 @@ _Channels = dict[str, _Channel]
 def _channels(container: Container, mapping: BagMapping) -> _Channels:
     wanted = [(stream.topic, stream.name, stream.kind, stream.required) for stream in mapping.streams]
     if mapping.action_topic:
-        wanted.append((mapping.action_topic, COMMAND_STREAM, "command", True))
+        wanted.append((mapping.action_topic, COMMAND, "command", True))
     if mapping.instruction_topic:
-        wanted.append((mapping.instruction_topic, INSTRUCTION_STREAM, "text", True))
+        wanted.append((mapping.instruction_topic, INSTRUCTION, "text", True))
     channels: _Channels = {}
     for topic, stream, kind, required in wanted:
         found = container.topics.get(topic)
@@ -179,6 +173,7 @@ def _channels(container: Container, mapping: BagMapping) -> _Channels:
 
 def _decoded(container: Container, mapping: BagMapping, channels: _Channels) -> Iterator[Sample]:
     """Samples of all mapped topics in order of arrival."""
+    shapes = {stream.name: stream.shape for stream in mapping.streams if stream.kind in ("points", "vector")}
     for raw in read_messages(container, channels.keys()):
         channel = channels[raw.topic]
         try:
@@ -191,9 +186,18 @@ def _decoded(container: Container, mapping: BagMapping, channels: _Channels) -> 
         stamp = _stamp(raw.topic, message, raw.log_time_ns, mapping.stamps)
         for stream, decode in channel.decode:
             try:
-                yield Sample(stream, stamp, decode(message, mapping.joint_names_in_bag))
+                value = decode(message, mapping.joint_names_in_bag)
+                _require_shape(stream, value, shapes)
+                yield Sample(stream, stamp, value)
             except ImportRefused as refusal:
                 raise ImportRefused(refusal.reason, f"{raw.topic} at {stamp}: {refusal.detail}") from refusal
+
+
+def _require_shape(stream: str, value: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    if stream in shapes and value.shape != shapes[stream]:
+        raise ImportRefused(
+            Reason.WRONG_SHAPE, f"{stream} is {value.shape}, the mapping says {shapes[stream]}"
+        )
 
 
 def _stamp(topic: str, message: object, log_time_ns: int, source: StampSource) -> int:
@@ -240,11 +244,11 @@ def _survey(container: Container, mapping: BagMapping, channels: _Channels) -> _
     survey = _Survey()
     for sample in in_stamp_order(_decoded(container, mapping, channels)):
         survey.first.setdefault(sample.stream, sample.stamp_ns)
-        if sample.stream in (JOINTS_STREAM, COMMAND_STREAM):
-            series = survey.joints if sample.stream == JOINTS_STREAM else survey.commands
+        if sample.stream in (JOINT_POSITIONS, COMMAND):
+            series = survey.joints if sample.stream == JOINT_POSITIONS else survey.commands
             series.stamps.append(sample.stamp_ns)
             series.values.append(sample.value)
-        elif sample.stream == INSTRUCTION_STREAM:
+        elif sample.stream == INSTRUCTION:
             if survey.instruction not in ("", sample.value):
                 raise ImportRefused(
                     Reason.UNSUPPORTED,
@@ -260,14 +264,14 @@ def _cut_actions(name: str, mapping: BagMapping, survey: _Survey) -> list[Sample
     start = max(
         survey.first[stream.name]
         for stream in mapping.streams
-        if stream.required or stream.name == JOINTS_STREAM
+        if stream.required or stream.name == JOINT_POSITIONS
     )
     value_at = joints.between
     if mapping.action_source is ActionSource.COMMAND_TOPIC:
         value_at = survey.commands.newest
         start = max(start, survey.commands.stamps[0] - step)
     samples = [
-        Sample(COMMAND_STREAM, end, value_at(end)) for end in range(start + step, joints.stamps[-1] + 1, step)
+        Sample(COMMAND, end, value_at(end)) for end in range(start + step, joints.stamps[-1] + 1, step)
     ]
     if not samples:
         seconds = (joints.stamps[-1] - start) / 1e9

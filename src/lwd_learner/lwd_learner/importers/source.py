@@ -39,6 +39,7 @@ class Reason(str, Enum):
     NO_MESSAGES = "no_messages"
     UNKNOWN_TYPE = "unknown_type"
     WRONG_TYPE = "wrong_type"
+    WRONG_SHAPE = "wrong_shape"
     BAD_JOINTS = "bad_joints"
     NOT_FINITE = "not_finite"
     BAD_STAMPS = "bad_stamps"

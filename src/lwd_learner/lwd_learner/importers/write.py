@@ -15,7 +15,7 @@ from lwd_fleet.data.bag import OfferedQos
 from lwd_fleet.data.episode import EpisodeWriter
 from lwd_fleet.data.messages import create, serialise, to_stamp
 from lwd_learner.importers.quarantine import Quarantine
-from lwd_learner.importers.source import EpisodeSource, ImportRefused, Reason, Sample, SourceInfo
+from lwd_learner.importers.source import EpisodeSource, ImportRefused, Sample, SourceInfo
 
 # Not `.partial`: a half-written import is thrown away and made anew from its source, never salvaged.
 _SUFFIX = ".importing"
@@ -110,12 +110,7 @@ class _Bag:
 
     def sample(self, sample: Sample) -> None:
         stream = self._streams[sample.stream]
-        make = _MESSAGES.get(stream.kind)
-        if make is None:
-            raise ImportRefused(
-                Reason.UNSUPPORTED, f"{stream.name}: kind {stream.kind} has no message in an episode"
-            )
-        type_name, fields = make(sample.value, self._info)
+        type_name, fields = _MESSAGES[stream.kind](sample.value, self._info)
         if stream.kind == "command":
             fields |= {"episode_id": self._info.episode_id, "step": self._step}
             self._step += 1
@@ -138,7 +133,9 @@ class _Bag:
         self._put("episode", "lwd_msgs/msg/EpisodeState", stamp_ns, fields, latched=True)
 
     def _put(self, topic: str, type_name: str, stamp_ns: int, fields: dict[str, Any], latched: bool) -> None:
-        if type_name != "std_msgs/msg/String":
+        if not type_name.startswith(
+            "std_msgs/"
+        ):  # String and the arrays have no header; their log time counts
             fields["header"] = create("std_msgs/msg/Header", stamp=to_stamp(stamp_ns))
         data = serialise(create(type_name, **fields))
         qos = _LATCHED if latched else OfferedQos()
@@ -190,6 +187,10 @@ def _points(value: Any, info: SourceInfo) -> tuple[str, dict[str, Any]]:
     return "geometry_msgs/msg/PoseArray", {"poses": poses}
 
 
+def _vector(value: Any, info: SourceInfo) -> tuple[str, dict[str, Any]]:
+    return "std_msgs/msg/Float64MultiArray", {"data": np.asarray(value, np.float64)}
+
+
 def _text(value: str, info: SourceInfo) -> tuple[str, dict[str, Any]]:
     return "std_msgs/msg/String", {"data": value}
 
@@ -199,5 +200,6 @@ _MESSAGES: dict[str, Callable[[Any, SourceInfo], tuple[str, dict[str, Any]]]] = 
     "joints": _joints,
     "command": _command,
     "points": _points,
+    "vector": _vector,
     "text": _text,
 }
