@@ -96,7 +96,9 @@ class Embodiment:
     @property
     def gripper_columns(self) -> NDArray[np.intp]:
         """Indices of the gripper joints, in the order of the arms."""
-        return np.array([self.joint_names.index(arm.gripper) for arm in self.arms if arm.gripper], dtype=np.intp)
+        return np.array(
+            [self.joint_names.index(arm.gripper) for arm in self.arms if arm.gripper], dtype=np.intp
+        )
 
     @property
     def from_data(self) -> bool:
@@ -108,7 +110,9 @@ class Embodiment:
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise EmbodimentError(f"{self.name} has no arm {name!r}; it has {', '.join(a.name for a in self.arms)}")
+        raise EmbodimentError(
+            f"{self.name} has no arm {name!r}; it has {', '.join(a.name for a in self.arms)}"
+        )
 
     def arm_columns(self, arm: Arm | str) -> NDArray[np.intp]:
         """Indices of the arm's joints in `joint_names`, in the order of its chain, its gripper last."""
@@ -118,7 +122,15 @@ class Embodiment:
 
     @classmethod
     def _build(cls, content: dict[str, Any]) -> Embodiment:
-        missing = {"name", "urdf", "base_link", "joint_names", "max_acceleration", "home", "arms"} - content.keys()
+        missing = {
+            "name",
+            "urdf",
+            "base_link",
+            "joint_names",
+            "max_acceleration",
+            "home",
+            "arms",
+        } - content.keys()
         if missing:
             raise EmbodimentError(f"keys missing: {', '.join(sorted(missing))}")
         names = tuple(str(name) for name in content["joint_names"])
@@ -137,7 +149,9 @@ class Embodiment:
         commanded = [name for arm in arms for name in (*arm.joints, *([arm.gripper] if arm.gripper else []))]
         # Without arms there are no kinematics: a joint space alone, for the joint representations of actions.
         if arms and sorted(commanded) != sorted(names):
-            raise EmbodimentError("joint_names and the joints of the arms differ; every joint belongs to one arm")
+            raise EmbodimentError(
+                "joint_names and the joints of the arms differ; every joint belongs to one arm"
+            )
         lower = np.array([limits[name]["lower"] for name in names])
         upper = np.array([limits[name]["upper"] for name in names])
         home = _per_joint(content["home"], names, "home")

@@ -65,7 +65,9 @@ class SerialChain:
             if kind == "fixed":
                 continue
             if kind not in ("revolute", "continuous", "prismatic") or joint.find("mimic") is not None:
-                raise KinematicsError(f"joint {name!r} of the chain to {tip_link!r} is of type {kind!r} or a mimic")
+                raise KinematicsError(
+                    f"joint {name!r} of the chain to {tip_link!r} is of type {kind!r} or a mimic"
+                )
             axis = _axis(joint)
             names.append(name)
             limits.append(_limits(joint, kind))
@@ -141,7 +143,12 @@ class SerialChain:
             if not far.any():
                 break
             if not far.all():
-                unfinished, current, jacobian, error = unfinished[far], current[far], jacobian[far], error[far]
+                unfinished, current, jacobian, error = (
+                    unfinished[far],
+                    current[far],
+                    jacobian[far],
+                    error[far],
+                )
             jacobian[:, 3:] *= _ROTATION_WEIGHT_M
             error[:, 3:] *= _ROTATION_WEIGHT_M
             # A joint that sits at its limit and would be pushed further is left out, so that the others do its part.
@@ -153,7 +160,9 @@ class SerialChain:
             damping = 0.05 * np.einsum("bi,bi->b", error, error) + _DAMPING_M2
             normal[:, range(columns), range(columns)] += damping[:, None]
             step = np.linalg.solve(normal, gradient[..., None])[..., 0]
-            step *= np.minimum(1.0, _LARGEST_STEP_RAD / np.abs(step).max(axis=1, keepdims=True).clip(min=1e-12))
+            step *= np.minimum(
+                1.0, _LARGEST_STEP_RAD / np.abs(step).max(axis=1, keepdims=True).clip(min=1e-12)
+            )
             q[unfinished] = (current + step).clip(self.lower, self.upper)
         return q.reshape(*shape, columns)
 
@@ -202,7 +211,9 @@ def rotation_vector(rotation: ArrayLike) -> Array:
     angle = np.arctan2(double_sine, double_cosine)
     factor = np.where(double_sine > 1e-9, angle / np.where(double_sine > 1e-9, double_sine, 1.0), 0.5)
     vector: Array = doubled * factor[..., None]
-    half_turn = angle > np.pi - 1e-4  # the antisymmetric part vanishes here: take the axis from R + I = 2 a a^T
+    half_turn = (
+        angle > np.pi - 1e-4
+    )  # the antisymmetric part vanishes here: take the axis from R + I = 2 a a^T
     if np.any(half_turn):
         outer = (matrix + np.eye(3))[half_turn]
         column = np.einsum("...ii->...i", outer).argmax(axis=-1)
@@ -269,7 +280,9 @@ def _path(urdf_text: str, base_link: str, tip_link: str) -> list[ElementTree.Ele
     while link != base_link:
         joint = by_child.get(link)
         if joint is None or len(path) > len(by_child):
-            raise KinematicsError(f"no chain of joints from link {base_link!r} to {tip_link!r}: stuck at {link!r}")
+            raise KinematicsError(
+                f"no chain of joints from link {base_link!r} to {tip_link!r}: stuck at {link!r}"
+            )
         path.append(joint)
         link = _link(joint, "parent")
     return path[::-1]

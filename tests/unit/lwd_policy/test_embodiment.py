@@ -29,7 +29,9 @@ def test_json_carries_the_whole_robot() -> None:
     copy = Embodiment.from_json(robot.to_json())
     assert copy == robot and hash(copy) == hash(robot) and copy.to_json() == robot.to_json()
     q = robot.home[robot.arm_columns("right")[:-1]]
-    np.testing.assert_array_equal(copy.arm("right").chain.forward(q)[0], robot.arm("right").chain.forward(q)[0])
+    np.testing.assert_array_equal(
+        copy.arm("right").chain.forward(q)[0], robot.arm("right").chain.forward(q)[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ class Renderer:
         self._gl.free()
 
 
-_shared: tuple[int, Renderer] | None = None  # (process id, renderer): a fork must not use its parent's context
+_shared: tuple[int, Renderer] | None = (
+    None  # (process id, renderer): a fork must not use its parent's context
+)
 
 
 def shared_renderer(model: mujoco.MjModel) -> Renderer:
@@ -88,12 +90,14 @@ def _close(owned: tuple[int, Renderer]) -> None:
 
 
 def choose_backend() -> str:
-    """"egl" or "osmesa", whichever works here; what MUJOCO_GL says if it is set. Raises RenderingUnavailable."""
+    """ "egl" or "osmesa", whichever works here; what MUJOCO_GL says if it is set. Raises RenderingUnavailable."""
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen in ("egl", "osmesa"):
         return chosen
     if chosen:
-        raise RenderingUnavailable(f"MUJOCO_GL={chosen!r}: only egl and osmesa render without a display; unset it")
+        raise RenderingUnavailable(
+            f"MUJOCO_GL={chosen!r}: only egl and osmesa render without a display; unset it"
+        )
     egl = _egl_problem()
     if egl is None:
         return "egl"
@@ -114,7 +118,12 @@ def _open_context(backend: str) -> Any:
         else:
             from mujoco.osmesa import GLContext
         return GLContext(_LARGEST_IMAGE_PX, _LARGEST_IMAGE_PX)
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # what its loaders raise when a library lacks
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+        RuntimeError,
+    ) as error:  # what its loaders raise when a library lacks
         raise RenderingUnavailable(
             f"OpenGL backend {backend!r} does not start ({error}); apt-get install {packages}"
         ) from error
@@ -137,13 +146,17 @@ def _egl_problem() -> str | None:
     query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query)
     if not query_devices(16, ctypes.byref(devices), ctypes.byref(count)) or count.value == 0:
         return "no device (is a driver such as libgl1-mesa-dri installed?)"
-    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(get_display)
+    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(
+        get_display
+    )
     egl.eglInitialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     for device in devices[: count.value]:
         display = display_of(_EGL_EXTENSION_DEVICE, device, None)
         if display and egl.eglInitialize(display, None, None):
             return None
-    return f"none of {count.value} devices can be initialised (is a driver such as libgl1-mesa-dri installed?)"
+    return (
+        f"none of {count.value} devices can be initialised (is a driver such as libgl1-mesa-dri installed?)"
+    )
 
 
 def _osmesa_problem() -> str | None:

@@ -73,7 +73,7 @@ TOOL_RPY = (math.pi, 0.0, 0.0)
 FINGER_ORIGIN = (0.0, 0.0, -0.03)  # in the hand, fingers closed
 FINGER_SHAPE = Shape("box", (0.010, 0.005, 0.040), (0.0, 0.005, -0.04), (0, 0, 0), "finger")
 FINGER_MASS = 0.05
-FINGER_VELOCITY = 0.25  # m/s
+FINGER_VELOCITY = 0.5  # m/s
 FINGER_ACCELERATION = 4.0  # m/s^2
 FINGER_HOME = GRIPPER_OPEN_M
 
@@ -81,8 +81,8 @@ COLOURS = {  # rgba; the accent tells the arms apart
     "body": (0.82, 0.83, 0.85, 1.0),
     "joint": (0.35, 0.36, 0.40, 1.0),
     "finger": (0.15, 0.15, 0.17, 1.0),
-    "left_accent": (0.10, 0.55, 0.75, 1.0),
-    "right_accent": (0.90, 0.50, 0.10, 1.0),
+    "left_accent": (0.10, 0.62, 0.68, 1.0),
+    "right_accent": (0.72, 0.28, 0.66, 1.0),
 }
 
 
@@ -110,7 +110,9 @@ def colour_name(shape: Shape, arm: str) -> str:
 def urdf() -> str:
     """The robot as URDF: geometry, limits, visuals (no collisions: the arms collide with nothing in simulation)."""
     lines = ['<?xml version="1.0"?>', f'<robot name="{NAME}">']
-    lines += [f'  <material name="{name}"><color rgba="{text(rgba)}"/></material>' for name, rgba in COLOURS.items()]
+    lines += [
+        f'  <material name="{name}"><color rgba="{text(rgba)}"/></material>' for name, rgba in COLOURS.items()
+    ]
     lines.append(f'  <link name="{BASE_LINK}"/>')
     for arm in ARMS:
         base = Shape("cylinder", (0.07, 0.05), (0, 0, 0.05), colour="joint")
@@ -126,11 +128,16 @@ def urdf() -> str:
         lines += _urdf_fixed(f"{arm}_tcp_joint", parent, f"{arm}_tcp", (0, 0, -TCP_DISTANCE_M), TOOL_RPY)
         lines.append(f'  <link name="{arm}_tcp"/>')
         for side, sign in (("a", 1.0), ("b", -1.0)):
-            finger, joint = f"{arm}_finger_{side}", f"{arm}_gripper" if side == "a" else f"{arm}_gripper_mimic"
+            finger, joint = (
+                f"{arm}_finger_{side}",
+                f"{arm}_gripper" if side == "a" else f"{arm}_gripper_mimic",
+            )
             lines += _urdf_link(finger, (mirrored(FINGER_SHAPE, sign),), arm, FINGER_MASS)
             limit = (0.0, GRIPPER_OPEN_M, FINGER_VELOCITY, 40.0)
             mimic = None if side == "a" else f"{arm}_gripper"
-            lines += _urdf_joint(joint, "prismatic", parent, finger, FINGER_ORIGIN, (0, sign, 0), limit, mimic)
+            lines += _urdf_joint(
+                joint, "prismatic", parent, finger, FINGER_ORIGIN, (0, sign, 0), limit, mimic
+            )
     return "\n".join([*lines, "</robot>", ""])
 
 
@@ -157,7 +164,9 @@ def robot_yaml() -> str:
     lines.append("home:  # rad; grippers m")
     lines += [f"  {name}: {value:.12g}" for name, value in _per_joint("home", FINGER_HOME).items()]
     lines.append("max_acceleration:  # rad/s^2; grippers m/s^2")
-    lines += [f"  {name}: {value:.12g}" for name, value in _per_joint("acceleration", FINGER_ACCELERATION).items()]
+    lines += [
+        f"  {name}: {value:.12g}" for name, value in _per_joint("acceleration", FINGER_ACCELERATION).items()
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -8,6 +8,7 @@ The arms collide with nothing: objects touch each other, the table and the furni
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import mujoco
@@ -79,21 +80,28 @@ _COLOURS = {
 _WRIST_CAMERA = ((0.085, 0.0, 0.03), (0.018, 0.0, -0.12))  # in the hand: where it is, what it looks at
 _TOP_CAMERA = ((0.0, 0.10, 1.15), (0.0, 0.03, 0.0))
 _TOP_FOV_DEG, _WRIST_FOV_DEG = 38.0, 72.0
-_GAINS = (3000.0, 3000.0, 3000.0, 800.0, 800.0, 800.0)  # N m / rad: 2-6 cm of lag would show at the speeds in use
+_GAINS = (
+    3000.0,
+    3000.0,
+    3000.0,
+    800.0,
+    800.0,
+    800.0,
+)  # N m / rad: 2-6 cm of lag would show at the speeds in use
 
 
-def build_model(task: str) -> mujoco.MjModel:
+def build_model(task: str, item_scale: float = 1.0) -> mujoco.MjModel:
     """Compile the scene of a task ("place" or "stow"). One model per robot: welds and shifts are written into it."""
-    return mujoco.MjModel.from_xml_string(mjcf(task))
+    return mujoco.MjModel.from_xml_string(mjcf(task, item_scale))
 
 
-def mjcf(task: str) -> str:
-    """The scene of a task as MJCF text."""
+def mjcf(task: str, item_scale: float = 1.0) -> str:
+    """The scene of a task as MJCF text, its items larger or smaller by a factor."""
     if task not in FURNITURE:
         raise ValueError(f"no scene for task {task!r}; there are {', '.join(FURNITURE)}")
     bodies = "\n".join(_arm(arm) for arm in robot.ARMS)
     furniture = "\n".join(_container(name) for name in FURNITURE[task])
-    things = "\n".join(_thing(THINGS[name]) for name in CARRIED[task])
+    things = "\n".join(_thing(THINGS[name], item_scale if name in ITEMS else 1.0) for name in CARRIED[task])
     welds = "\n".join(
         f'<weld name="{weld_name(arm, name)}" body1="{arm}_hand" body2="{name}" active="false" solref="0.008 1"/>'
         for arm in robot.ARMS
@@ -222,12 +230,16 @@ def _actuators(arm: str) -> str:
     return "\n".join(lines)
 
 
-def _thing(thing: Thing) -> str:
+def _thing(thing: Thing, scale: float) -> str:
+    shapes = [
+        dataclasses.replace(shape, size=tuple(scale * value for value in shape.size))
+        for shape in thing.shapes
+    ]
     geoms = "".join(
         _geom(shape, _COLOURS[shape.colour], f'name="{thing.name}_{index}"')
-        for index, shape in enumerate(thing.shapes)
+        for index, shape in enumerate(shapes)
     )
-    half = max(thing.shapes[0].size)
+    half = max(shapes[0].size)
     inertia = f"{thing.mass * half * half:.6g}"
     return (
         f'<body name="{thing.name}"><freejoint name="{thing.name}"/>'
@@ -243,5 +255,7 @@ def _container(name: str) -> str:
     for sign in (-1, 1):
         shapes.append(Shape("box", (half, y + WALL, height / 2), (sign * (x + half), 0, height / 2)))
         shapes.append(Shape("box", (x, half, height / 2), (0, sign * (y + half), height / 2)))
-    geoms = "".join(_geom(shape, _COLOURS[name], f'name="{name}_{index}"') for index, shape in enumerate(shapes))
+    geoms = "".join(
+        _geom(shape, _COLOURS[name], f'name="{name}_{index}"') for index, shape in enumerate(shapes)
+    )
     return f'<body name="{name}" childclass="furniture">{geoms}</body>'

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts are reachable and apart; instructions say what is asked; held-out wordings are held out."""
+
+import numpy as np
+import pytest
+from lwd_fleet.sim import robot
+from lwd_fleet.sim.language import SPLITS
+from lwd_fleet.sim.tasks import TASKS, Goal
+from lwd_fleet.sim.world import World
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_goal_has_enough_wordings_and_none_is_in_both_splits(task: str) -> None:
+    for goal in TASKS[task].goals:
+        train, heldout = (TASKS[task].instructions(split, goal) for split in SPLITS)
+        assert len(set(train)) >= 8 and len(set(heldout)) >= 4
+        assert not set(train) & set(heldout)
+        for text in (*train, *heldout):
+            assert goal.item.replace("_", " ") in text and goal.side in text
+
+
+def test_no_wording_belongs_to_two_goals() -> None:
+    texts = [text for task in TASKS.values() for split in SPLITS for text in task.instructions(split)]
+    assert len(texts) == len(set(texts))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_instruction_of_an_episode_names_its_goal(split: str) -> None:
+    world = World("place", split=split)
+    for seed in range(20):
+        world.reset(seed)
+        assert world.instruction in world.task.instructions(split, world.goal)
+    world.reset(0, Goal("blue_bar", "right"))
+    assert "blue bar" in world.instruction and "right" in world.instruction
+
+
+def test_all_goals_are_drawn() -> None:
+    world = World("place")
+    goals = set()
+    for seed in range(80):
+        world.reset(seed)
+        goals.add(world.goal)
+    assert goals == set(TASKS["place"].goals)
+
+
+def test_a_goal_of_another_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a goal of stow"):
+        World("stow").reset(0, Goal("red_cube", "left"))
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.3])
+def test_everything_to_pick_is_apart_and_within_reach_of_its_arm(task: str, scale: float) -> None:
+    body = robot.embodiment()
+    arms = {"place": ("left", "right"), "stow": ("right",)}[task]
+    for seed in range(15):
+        layout = TASKS[task].layout(np.random.default_rng(seed), scale, 1.0)
+        items = [name for name in layout.things if name != "lid"]
+        points = np.array([layout.things[name][:3] for name in items])
+        distances = [np.linalg.norm(points[i] - points[j]) for i in range(3) for j in range(i)]
+        assert min(distances) > (0.03 if scale < 1 else 0.06)
+        for arm in arms:
+            chain = body.arm(arm).chain
+            seed_joints = body.home[body.arm_columns(arm)[:-1]]
+            _, down = chain.forward(seed_joints)
+            for target in (points, points + [0, 0, 0.1]):
+                reached, _ = chain.forward(chain.inverse(target, down, seed_joints, 60))
+                np.testing.assert_allclose(reached, target, atol=1e-3)
