@@ -32,9 +32,9 @@ class Stage:
         self._directory, self._environment = directory, environment
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=int(environment["ROS_DOMAIN_ID"]))
-        self.node = rclpy.create_node("test", context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
+        self._nodes: list[Any] = []
+        self.node = self.add_node("test", "/")
         self._supervisors: list[Supervisor] = []
 
     def start(self, specs: Sequence[NodeSpec]) -> Supervisor:
@@ -60,6 +60,13 @@ class Stage:
         self.node.create_subscription(kind, topic, messages.append, qos)
         return messages
 
+    def add_node(self, name: str, namespace: str) -> Any:
+        """One more node in the test's process."""
+        node = rclpy.create_node(name, namespace=namespace, context=self._context)
+        self._executor.add_node(node)
+        self._nodes.append(node)
+        return node
+
     def call(self, kind: Any, name: str, request: Any) -> Any:
         """Call a service and return its response."""
         client = self.node.create_client(kind, name)
@@ -82,14 +89,17 @@ class Stage:
 
     def spin(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left)
+        while time.monotonic() < end:
+            # Always the same time-out: with another one the executor begins its round anew, and a coroutine that
+            # waits would be all that it ever serves.
+            self._executor.spin_once(timeout_sec=0.01)
 
     def close(self) -> None:
         for supervisor in self._supervisors:
             supervisor.stop()
         self._executor.shutdown()
-        self.node.destroy_node()
+        for node in self._nodes:
+            node.destroy_node()
         rclpy.try_shutdown(context=self._context)
 
     def _logs(self) -> str:

@@ -317,9 +317,20 @@ def robot_nodes(deployment: Deployment, robot: Robot, dry_run: bool = False) -> 
         "camera_hz": robot.camera_hz,
     }
     arbiter = {"robot_file": robot_file, **rates, "auto_arm": simulated, "dry_run": dry_run}
+    episode = {
+        "tasks": list(robot.tasks),
+        "catalog": deployment.catalog,
+        "reset_scene": simulated,  # a cell that resets or judges itself is not known to a deployment yet
+        "detector": simulated,
+    }
     return [
         *([spec("lwd_fleet", "sim_robot", simulator)] if simulated else []),
-        spec("lwd_fleet", "recorder", {"spool": spool}, stop_timeout_s=30.0),
+        spec(
+            "lwd_fleet",
+            "recorder",
+            {"spool": spool, "camera_hz": robot.camera_hz, **rates},
+            stop_timeout_s=30.0,
+        ),
         spec(
             "lwd_fleet",
             "uploader",
@@ -327,7 +338,7 @@ def robot_nodes(deployment: Deployment, robot: Robot, dry_run: bool = False) -> 
         ),
         spec("lwd_policy", "policy", {"robot_file": robot_file}),
         spec("lwd_fleet", "arbiter", arbiter),
-        spec("lwd_fleet", "episode", {"robot": robot.name, "tasks": list(robot.tasks)}),
+        spec("lwd_fleet", "episode", episode),
     ]
 
 

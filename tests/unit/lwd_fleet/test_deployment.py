@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from lwd_fleet.deployment import DeploymentError, load_deployment, node_specs
 
 CONFIG = Path(__file__).parents[3] / "config"

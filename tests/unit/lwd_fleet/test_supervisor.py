@@ -13,6 +13,7 @@ import time
 import psutil
 import pytest
 import yaml
+
 from lwd_fleet.deployment import NodeSpec
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.supervisor import Supervisor, SupervisorError, executable, parameter_file
