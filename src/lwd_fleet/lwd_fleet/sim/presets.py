@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy of the simulated robot sees: the observation and the trunk, for images and for the quick mode."""
+
+from __future__ import annotations
+
+from lwd_fleet.sim.robot import JOINT_NAMES
+from lwd_fleet.sim.scene import CAMERAS, ITEMS, KEYPOINT_NAMES
+from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, ObservationSpec, Stream
+from lwd_policy.trunk import TrunkConfig
+
+_LATCHED = 0.0  # any age will do
+
+
+def observation_spec(kind: str, image_size: int = 96, history: int = 2) -> ObservationSpec:
+    """kind: "images" (three cameras) or "keypoints" (the quick mode: a stand-in for an object detector)."""
+    joints = len(JOINT_NAMES)
+    streams = [
+        Stream(JOINT_POSITIONS, "joint_states", "joints", (joints,), max_age_s=0.2),
+        Stream(COMMAND, "executed_action", "command", (joints,), max_age_s=_LATCHED, required=False),
+        Stream(INSTRUCTION, "task", "text", (), max_age_s=_LATCHED),
+    ]
+    if kind == "keypoints":
+        streams.append(Stream(KEYPOINTS, "keypoints", "points", (len(KEYPOINT_NAMES), 3), max_age_s=0.3))
+    elif kind == "images":
+        shape = (image_size, image_size, 3)
+        streams += [
+            Stream(f"camera_{name}", f"camera_{name}/image_raw/compressed", "image", shape, max_age_s=0.3)
+            for name in CAMERAS
+        ]
+    else:
+        raise ValueError(f'observation kind {kind!r}; "images" or "keypoints"')
+    return ObservationSpec(tuple(streams), history)
+
+
+def trunk_config(kind: str) -> TrunkConfig:
+    """Trunk for `observation_spec(kind)`: every keypoint is a slot; an instruction names an item and a place."""
+    slots = len(KEYPOINT_NAMES)
+    return TrunkConfig(
+        kind=kind,
+        slots=slots,
+        items=tuple(range(len(ITEMS))),
+        places=tuple(range(len(ITEMS), slots - 1)),  # the lid, the last slot, is no place to put things
+        cameras=tuple(f"camera_{name}" for name in CAMERAS) if kind == "images" else (),
+    )

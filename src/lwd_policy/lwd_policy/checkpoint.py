@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy version on disk: an immutable directory named by its digest, with weights and a card.
+
+    <digest>/weights.safetensors    every tensor of the policy
+    <digest>/card.json              how to rebuild it, what it expects, where it came from
+
+The digest is the SHA-256 of the card's canonical JSON followed by the weights' SHA-256. Nothing in here is executed:
+tensors are safetensors, the card is JSON, and both are checked before a tensor is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lwd_policy.action import ActionSpec
+from lwd_policy.embodiment import Embodiment
+from lwd_policy.flow_expert import PRESETS
+from lwd_policy.flow_policy import FlowPolicy
+from lwd_policy.observation import ObservationSpec
+from lwd_policy.trunk import TrunkConfig, build_trunk
+
+FORMAT_VERSION = 1
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+MAX_WEIGHTS_BYTES = 4 * 2**30
+MAX_CARD_BYTES = 16 * 2**20
+
+
+class CheckpointRefused(Exception):
+    """A checkpoint is damaged, foreign or does not fit; the text says which, for a person."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a policy version without loading its tensors."""
+
+    digest: str
+    observation_spec: ObservationSpec
+    action_spec: ActionSpec
+    trunk: TrunkConfig
+    expert_size: str
+    origin: Mapping[str, Any] = field(default_factory=dict)  # parent, snapshot, metrics, licence, ...
+
+
+def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = None) -> Path:
+    """Write `<folder>/<digest>` atomically and return it; an equal one that exists is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "observation": json.loads(policy.observation_spec.to_json()),
+        "action": json.loads(policy.action_spec.to_json()),
+        "trunk": policy.trunk.config.to_json(),
+        "expert_size": policy.expert_size,
+        "origin": {"licence": "Apache-2.0", **(origin or {})},
+    }
+    working = folder / f".{uuid.uuid4().hex}.tmp"
+    working.mkdir()
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+        save_file(tensors, working / WEIGHTS)
+        card = _canonical(content)
+        (working / CARD).write_bytes(card)
+        target = folder / _digest(card, working / WEIGHTS)
+        for file in (working / WEIGHTS, working / CARD, working):
+            _sync(file)
+        if not target.exists():
+            working.rename(target)
+            _sync(folder)
+    finally:
+        if working.exists():
+            shutil.rmtree(working)
+    return target
+
+
+def read_card(path: Path, expected_digest: str | None = None) -> Card:
+    """Check a checkpoint's files against its digest and read the card. Raises CheckpointRefused."""
+    card_file, weights_file = path / CARD, path / WEIGHTS
+    for file, limit in ((card_file, MAX_CARD_BYTES), (weights_file, MAX_WEIGHTS_BYTES)):
+        if not file.is_file():
+            raise CheckpointRefused(f"{path}: {file.name} is missing")
+        if file.stat().st_size > limit:
+            raise CheckpointRefused(f"{path}: {file.name} has {file.stat().st_size} bytes, more than {limit}")
+    card = card_file.read_bytes()
+    digest = _digest(card, weights_file)
+    if digest != (expected_digest or path.name):
+        raise CheckpointRefused(
+            f"{path}: the files have digest {digest[:12]}, expected {(expected_digest or path.name)[:12]}; "
+            "the checkpoint is damaged or another one"
+        )
+    try:
+        content = json.loads(card)
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointRefused(f"{path}: card format {version}; this program reads {FORMAT_VERSION}")
+        if content["expert_size"] not in PRESETS:
+            raise CheckpointRefused(f"{path}: unknown expert size {content['expert_size']!r}")
+        return Card(
+            digest=digest,
+            observation_spec=ObservationSpec.from_json(json.dumps(content["observation"])),
+            action_spec=ActionSpec.from_json(json.dumps(content["action"])),
+            trunk=TrunkConfig.from_json(content["trunk"]),
+            expert_size=content["expert_size"],
+            origin=content["origin"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointRefused(f"{path}: the card cannot be used: {error}") from error
+
+
+def load(
+    path: Path, expected_digest: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[FlowPolicy, Card]:
+    """Check, rebuild and fill a policy. Raises CheckpointRefused."""
+    card = read_card(path, expected_digest)
+    try:
+        policy = FlowPolicy(
+            build_trunk(card.trunk, card.action_spec.embodiment),
+            card.observation_spec,
+            card.action_spec,
+            card.expert_size,
+        )
+        tensors = load_file(path / WEIGHTS, device=str(device))
+    except (ValueError, SafetensorError, OSError) as error:
+        raise CheckpointRefused(f"{path}: {error}") from error
+    wanted = policy.state_dict()
+    if wanted.keys() != tensors.keys():
+        difference = ", ".join(sorted(wanted.keys() ^ tensors.keys())[:5])
+        raise CheckpointRefused(f"{path}: tensors missing or unknown: {difference}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise CheckpointRefused(
+                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"expected {wanted[name].dtype} {tuple(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointRefused(f"{path}: {name} has a number that is not finite")
+    policy.load_state_dict(tensors)
+    return policy.to(device).eval(), card
+
+
+def verify_against(card: Card, embodiment: Embodiment) -> None:
+    """Refuse a policy made for another body: joint order, limits and kinematics must be the robot's own.
+
+    A policy for other limits or a shifted tool would run and be subtly wrong. Raises CheckpointRefused.
+    """
+    own, its = embodiment, card.action_spec.embodiment
+    if its.joint_names != own.joint_names:
+        raise CheckpointRefused(f"made for joints {list(its.joint_names)}, the robot has {list(own.joint_names)}")
+    if not (np.array_equal(its.lower, own.lower) and np.array_equal(its.upper, own.upper)):
+        raise CheckpointRefused(f"made for other joint limits than those of {own.name}")
+    if its.to_json() != own.to_json():
+        raise CheckpointRefused(f"made for another description of {its.name}: kinematics or home differ")
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _digest(card: bytes, weights: Path) -> str:
+    digest = hashlib.sha256()
+    with weights.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return hashlib.sha256(card + digest.hexdigest().encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

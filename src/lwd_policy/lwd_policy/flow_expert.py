@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow expert: velocity of an action chunk, given what is seen, the noisy chunk and the flow time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_FREQUENCIES = 16
+
+
+@dataclass(frozen=True)
+class ExpertSize:
+    """Width and number of the residual blocks."""
+
+    width: int
+    blocks: int
+
+
+PRESETS = {"tiny": ExpertSize(256, 3), "base": ExpertSize(512, 4)}
+
+
+class FlowExpert(nn.Module):
+    """Residual MLP over the flattened chunk; context and flow time scale and shift every block (AdaLN)."""
+
+    def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
+        super().__init__()
+        width, blocks = PRESETS[size].width, PRESETS[size].blocks
+        self.register_buffer("frequency", math.pi * 2.0 ** torch.linspace(0, 5, _FREQUENCIES), persistent=False)
+        self.context = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Linear(2 * _FREQUENCIES, width)
+        self.enter = nn.Linear(horizon * action_dim, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.leave = nn.Linear(width, horizon * action_dim)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, context: Tensor, noisy: Tensor, flow_time: Tensor) -> Tensor:
+        """context: [B, C]; noisy: [B, H, A]; flow_time: [B], 0 noise to 1 action. Returns velocity [B, H, A]."""
+        phase = flow_time.unsqueeze(-1) * self.frequency
+        condition = self.context(context) + self.time(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        condition = nn.functional.silu(condition)
+        hidden = self.enter(noisy.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        velocity: Tensor = self.leave(nn.functional.silu(hidden))
+        return velocity.view_as(noisy)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.condition = nn.Linear(width, 2 * width)
+        self.body = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.condition(condition).chunk(2, dim=-1)
+        moved: Tensor = hidden + self.body(self.norm(hidden) * (1 + scale) + shift)
+        return moved
