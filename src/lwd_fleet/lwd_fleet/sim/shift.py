@@ -65,6 +65,15 @@ class Shift:
         )
 
     @classmethod
+    def parse(cls, text: str) -> Shift:
+        """A name of SHIFTS, or JSON; an empty text is no shift. Raises ValueError."""
+        if not text.strip() or text.lstrip().startswith("{"):
+            return cls.from_json(text)
+        if text not in SHIFTS:
+            raise ValueError(f"no shift {text!r}; there are {', '.join(SHIFTS)}, or give one as JSON")
+        return SHIFTS[text]
+
+    @classmethod
     def from_json(cls, text: str) -> Shift:
         """Inverse of `to_json`; an empty text is no shift. Raises ValueError."""
         content = json.loads(text) if text.strip() else {}
@@ -74,6 +83,18 @@ class Shift:
         if unknown:
             raise ValueError(f"unknown shift: {', '.join(sorted(unknown))}")
         return cls(**content)
+
+
+SHIFTS = {
+    "none": Shift(),
+    "placement": Shift(placement_range_scale=1.3),
+    "calibration": Shift(calibration_sigma_m=0.012),
+    "moderate": Shift(placement_range_scale=1.3, calibration_sigma_m=0.006),
+    "camera": Shift(camera_offset_m=(0.01, 0.0, 0.0), camera_jitter_m=0.003),
+    "appearance": Shift(colour_jitter=0.05, light_jitter=0.15),
+    "latency": Shift(command_latency_ticks=4),
+}
+"""Shifts by name, for deployments and experiments."""
 
 
 @dataclass(frozen=True)

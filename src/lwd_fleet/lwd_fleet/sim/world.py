@@ -153,6 +153,10 @@ class World:
         renderer = shared_renderer(self._model)
         return renderer.render(self._model, self._data, self._model.camera(camera).id, pixels, pixels)
 
+    def field_of_view(self, camera: str) -> float:
+        """Nominal vertical (and horizontal) field of view, rad."""
+        return float(np.deg2rad(self._model.camera(camera).fovy[0]))
+
     def keypoints(self, noise: bool = True) -> NDArray[np.float32]:
         """Points of KEYPOINT_NAMES, [7, 3] m in base_link, as a detector would give them: 5 mm of noise per axis.
 
