@@ -13,6 +13,7 @@ from lwd_msgs.action import RunEpisode
 from lwd_msgs.msg import ControlMode, EpisodeState, ExecutedAction
 from lwd_msgs.srv import CheckSuccess, LabelEpisode, ResetScene, StartRecording, StopRecording
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.task import Future
 from sqlalchemy.exc import SQLAlchemyError
 from std_msgs.msg import String
@@ -105,6 +106,8 @@ class EpisodeNode(ManagedNode):
             execute_callback=self._execute,
             goal_callback=self._on_goal,
             cancel_callback=lambda handle: CancelResponse.ACCEPT,
+            # In the default group, an episode in progress would block all else.
+            callback_group=ReentrantCallbackGroup(),
         )
         self._publish_state()
 

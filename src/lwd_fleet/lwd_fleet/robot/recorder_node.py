@@ -13,6 +13,7 @@ from typing import Any
 
 from lwd_msgs.msg import RecorderStatus, SealedEpisode
 from lwd_msgs.srv import StartRecording, StopRecording
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 
@@ -113,10 +114,11 @@ class RecorderNode(ManagedNode):
         for spec in specs:
             self._inputs[spec.name] = self._subscribe(spec)
         self._own(self.destroy_subscription, *self._inputs.values())
+        waits = ReentrantCallbackGroup()  # in the default group, an answer that waits would block all else
         self._own(
             self.destroy_service,
-            self.create_service(StartRecording, "recorder/start", self._on_start),
-            self.create_service(StopRecording, "recorder/stop", self._on_stop),
+            self.create_service(StartRecording, "recorder/start", self._on_start, callback_group=waits),
+            self.create_service(StopRecording, "recorder/stop", self._on_stop, callback_group=waits),
         )
 
     def activate(self) -> None:
@@ -156,8 +158,8 @@ class RecorderNode(ManagedNode):
         recorder = self._recorder
         if not self.active or recorder is None:
             response.message = "the recorder is not active"
-        elif self._busy or recorder.recording:
-            response.message = f"{recorder.episode_id or 'another episode'} is still being recorded"
+        elif self._busy:
+            response.message = "the recorder is starting or stopping already"
         else:
             self._busy = True
             try:
@@ -172,12 +174,19 @@ class RecorderNode(ManagedNode):
         return response
 
     async def _start(self, recorder: Recorder, episode_id: str) -> str:
-        """Wait for the publishers, then open the recording. Returns what is wrong, empty if nothing."""
+        """Wait for the publishers, then open the recording. Returns what is wrong, empty if nothing.
+
+        A recording that is still open has lost the episode node that began it: it is sealed as it is.
+        """
+        if recorder.episode_id == episode_id:
+            return recorder.failure  # a request sent twice
         missing = await self._wait(self._not_flowing, self.parameters.match_timeout_s)
         if missing:
             return f"nothing comes from {', '.join(missing)}"
         if not self.active:
             return "the recorder was stopped"
+        if recorder.recording:
+            self._seal("the next episode began before this one ended")
         try:
             recorder.start(episode_id, self.get_clock().now().nanoseconds)
         except (RecordingFailed, ValueError) as error:
