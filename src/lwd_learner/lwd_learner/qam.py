@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Q-learning with adjoint matching: tilt a flow policy towards the critic without back-propagating through it.
+
+Pure functions of tensors, official discretisation of algorithm.md 2.7. B rows, D flat action size, K flow steps,
+h = 1/K, flow time 0 = noise, 1 = action. A velocity is a callable (x [B, D], flow_time [B]) -> [B, D]: a network
+with its context bound, or a closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+ActionValue = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class QamConfig:
+    """Policy extraction. Defaults are the `lwd` preset; see `paper()`."""
+
+    steps: int = 10  # K; fewer than 10 lost most of the gain in the authors' data
+    paths: Literal["policy", "reference"] = "policy"  # only these have the tilt as fixed point, 4.3
+    temperature: Literal["path_kl", "fixed"] = "path_kl"  # Q's scale is unknown: fix the distance, 4.4
+    fixed_lambda: float = 2.0  # value units; used by "fixed" only, as published
+    kl_budget: float = 0.05  # nat per executed step; a start that a critic full of noise cannot abuse, 4.4b
+    lambda_scale: float = 3.0  # lambda_eff = lambda_scale * lambda, 2.9
+    dual_rate: float = 0.01  # change of lambda per step and nat, 2.9
+    dual_ema: float = 0.1  # weight of the newest path KL, 2.9
+    initial_lambda: float = 1 / 3  # value units / lambda_scale: lambda_eff starts at 1, the span of Q
+    lambda_range: tuple[float, float] = (0.01, 100.0)  # of lambda, 2.9
+    lambda_eff_min: float = 0.05  # value units; the dual must not spend its budget on noise, 4.4b
+    clip: float = 1.0  # normalised action; no gradient outside the box, 4.11
+    adjoint_norm_max: float | None = None  # per row, of the terminal adjoint; None: no limit
+
+    def paper(self) -> QamConfig:
+        """The `lwd_paper` preset: fixed lambda = 2 and paths of the frozen reference. algorithm.md 4.20."""
+        return replace(self, paths="reference", temperature="fixed", fixed_lambda=2.0)
+
+
+# --- one flow step ----------------------------------------------------------------------------------------------------
+
+
+def noise_scale(time: float, h: float) -> float:
+    """sigma of the memoryless SDE at flow time `time`, shifted by one step h: finite at 0. algorithm.md 2.7."""
+    return sqrt(2 * (1 - time + h) / (time + h))
+
+
+def sde_step(x: Tensor, velocity: Tensor, time: float, h: float, noise: Tensor) -> Tensor:
+    """One memoryless Euler-Maruyama step; x, velocity (at x, time) and standard normal noise: [B, D]. 2.7."""
+    drift = 2 * velocity - x / (time + h)
+    return x + h * drift + sqrt(h) * noise_scale(time, h) * noise
+
+
+def adjoint_step(reference: Velocity, x: Tensor, time: float, h: float, adjoint: Tensor) -> Tensor:
+    """One backward step of the lean adjoint: g_i = g_(i+1) + h J_i^T g_(i+1). algorithm.md 2.7.
+
+    J_i is the Jacobian of the reference's drift 2 v_b(x, t_i + h) - x / (t_i + h) at x = x_i: one VJP for the
+    whole batch. x, adjoint g_(i+1): [B, D]. Returns [B, D].
+    """
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        velocity = reference(leaf, _time(x, time + h))
+        (pulled,) = torch.autograd.grad(velocity, leaf, adjoint.detach())
+    return adjoint + h * (2 * pulled - adjoint / (time + h))
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+class Path(NamedTuple):
+    """A rolled-out batch of paths. `velocities` carry the policy's gradient, everything else is detached."""
+
+    states: Tensor  # [K+1, B, D], x_0 .. x_K
+    velocities: Tensor  # [K, B, D], v_theta(x_i, t_i)
+    reference_velocities: Tensor  # [K, B, D], v_b(x_i, t_i)
+
+
+def rollout(policy: Velocity, reference: Velocity, noise: Tensor, paths: str = "policy") -> Path:
+    """Roll the memoryless SDE from noise to action. algorithm.md 2.7.
+
+    noise: [K, B, D] standard normal; noise[0] is x_0 and noise[i] drives the step from i-1 to i, so that the
+    deterministic skeleton of the path is obtained with zeros from 1 on. paths: whose velocity drives it. The
+    last step is noiseless and uses the reference. Each state is detached before the policy sees it: the policy's
+    velocities can be put into the loss as they are, without a second evaluation.
+    """
+    k = noise.shape[0]
+    h = 1.0 / k
+    x = noise[0]
+    states, velocities, reference_velocities = [x], [], []
+    for i in range(k):
+        time = _time(x, i * h)
+        velocity = policy(x, time)
+        with torch.no_grad():
+            reference_velocity = reference(x, time)
+            if i < k - 1:
+                driving = velocity.detach() if paths == "policy" else reference_velocity
+                x = sde_step(x, driving, i * h, h, noise[i + 1])
+            else:
+                x = x + h * reference_velocity
+        states.append(x)
+        velocities.append(velocity)
+        reference_velocities.append(reference_velocity)
+    return Path(torch.stack(states), torch.stack(velocities), torch.stack(reference_velocities))
+
+
+def integrate(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    """Euler ODE from noise [B, D] to the endpoint [B, D], not clipped: how the policy acts. algorithm.md 1.8."""
+    x = noise
+    for i in range(steps):
+        x = x + velocity(x, _time(x, i / steps)) / steps
+    return x
+
+
+# --- adjoint ----------------------------------------------------------------------------------------------------------
+
+
+def terminal_adjoint(
+    action_value: ActionValue,
+    endpoint: Tensor,
+    temperature: float | Tensor,
+    clip: float = 1.0,
+    mask: Tensor | None = None,
+    norm_max: float | None = None,
+) -> Tensor:
+    """g_K = - grad_a Q(clip(x_K)) / lambda. algorithm.md 2.7.
+
+    action_value: [B, D] -> [E, B] heads of the target critic, averaged here (4.10), or [B]. endpoint: [B, D].
+    mask: [B, D] bool, the executed steps: the critic's opinion of anything else is no opinion. A coordinate
+    outside the box gets exactly 0. Returns [B, D].
+    """
+    with torch.enable_grad():
+        leaf = endpoint.detach().requires_grad_(True)
+        q = action_value(leaf.clamp(-clip, clip))
+        total = q.sum() / (q.shape[0] if q.dim() == 2 else 1)
+        (gradient,) = torch.autograd.grad(total, leaf)
+    outside = leaf.detach().abs() > clip
+    gradient = gradient.masked_fill(outside, 0.0)
+    if mask is not None:
+        gradient = gradient.masked_fill(~mask, 0.0)
+    adjoint = -gradient / temperature
+    if norm_max is not None:
+        norm = adjoint.norm(dim=-1, keepdim=True)
+        adjoint = adjoint * (norm_max / norm.clamp_min(norm_max))
+    return adjoint
+
+
+def lean_adjoint(reference: Velocity, states: Tensor, terminal: Tensor) -> Tensor:
+    """Carry the terminal adjoint back along a path with the reference's Jacobian only. algorithm.md 2.7.
+
+    states: [K+1, B, D]; terminal: [B, D]. Returns [K, B, D], g_0 .. g_(K-1). The unexecuted tail of a chunk has
+    a zero terminal adjoint but receives what the reference's Jacobian carries there: it moves along with the
+    executed steps it is correlated with, as the tilted distribution does.
+    """
+    k = states.shape[0] - 1
+    h = 1.0 / k
+    adjoint = terminal
+    adjoints = []
+    for i in reversed(range(k)):
+        adjoint = adjoint_step(reference, states[i], i * h, h, adjoint)
+        adjoints.append(adjoint)
+    return torch.stack(adjoints[::-1])
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def qam_loss(path: Path, adjoints: Tensor) -> Tensor:
+    """mean_B sum_i || 2 (v_theta - v_b) / sigma_i + sigma_i g_i ||^2, summed over D. algorithm.md 2.7.
+
+    adjoints: [K, B, D]. Returns a scalar whose gradient reaches the policy through `path.velocities` only.
+    """
+    sigma = _noise_scales(path.velocities)
+    residual = 2 * (path.velocities - path.reference_velocities) / sigma + sigma * adjoints
+    return residual.square().sum(dim=(0, 2)).mean()
+
+
+def path_kl(path: Path) -> Tensor:
+    """[B] nat: sum_i (2h / sigma_i^2) ||v_theta - v_b||^2, an estimate of KL(policy || reference). 2.9.
+
+    Exact in expectation only on the policy's own paths.
+    """
+    sigma = _noise_scales(path.velocities)
+    h = 1.0 / path.velocities.shape[0]
+    delta = (path.velocities - path.reference_velocities).detach()
+    return (2 * h * (delta / sigma).square()).sum(dim=(0, 2))
+
+
+# --- temperature ------------------------------------------------------------------------------------------------------
+
+
+class Dual(NamedTuple):
+    """State of the temperature: plain numbers, saved with the trainer."""
+
+    multiplier: float  # lambda
+    kl_ema: float  # nat per executed step
+
+
+def initial_dual(config: QamConfig) -> Dual:
+    return Dual(config.initial_lambda, 0.0)
+
+
+def effective_lambda(dual: Dual, config: QamConfig) -> float:
+    """The temperature that divides Q, in value units. algorithm.md 2.9, 4.4b."""
+    if config.temperature == "fixed":
+        return config.fixed_lambda
+    return max(config.lambda_scale * dual.multiplier, config.lambda_eff_min)
+
+
+def update_dual(dual: Dual, kl_per_step: float, config: QamConfig) -> Dual:
+    """Projected dual ascent on the path KL per executed step. algorithm.md 2.9."""
+    observed = min(kl_per_step, 2 * config.kl_budget)
+    ema = (1 - config.dual_ema) * dual.kl_ema + config.dual_ema * observed
+    low, high = config.lambda_range
+    # Below the floor of lambda_eff a smaller multiplier changes nothing but the way back.
+    low = max(low, config.lambda_eff_min / config.lambda_scale)
+    return Dual(min(max(dual.multiplier + config.dual_rate * (ema - config.kl_budget), low), high), ema)
+
+
+# --- flow matching ----------------------------------------------------------------------------------------------------
+
+
+def flow_matching_loss(
+    velocity: Velocity, action: Tensor, noise: Tensor, flow_time: Tensor, valid: Tensor | None = None
+) -> Tensor:
+    """Behaviour cloning of the flow: mean ||v(x_t, t) - (x_1 - x_0)||^2. algorithm.md 2.5.
+
+    action x_1, noise x_0: [B, ...]; flow_time: [B] in [0, 1]; valid: bool, broadcastable to action: the mean is
+    over valid elements only. Returns a scalar.
+    """
+    t = flow_time.reshape(-1, *([1] * (action.dim() - 1)))
+    noisy = torch.lerp(noise, action, t)
+    error = (velocity(noisy, flow_time) - (action - noise)).square()
+    if valid is None:
+        return error.mean()
+    weight = valid.expand_as(error).to(error.dtype)
+    return (error * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def _time(x: Tensor, value: float) -> Tensor:
+    return torch.full((x.shape[0],), value, dtype=x.dtype, device=x.device)
+
+
+def _noise_scales(velocities: Tensor) -> Tensor:
+    """[K, 1, 1] sigma_i in the dtype and on the device of `velocities` [K, B, D]."""
+    k = velocities.shape[0]
+    scales = [noise_scale(i / k, 1.0 / k) for i in range(k)]
+    return torch.tensor(scales, dtype=velocities.dtype, device=velocities.device).reshape(k, 1, 1)
