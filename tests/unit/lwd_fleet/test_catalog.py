@@ -44,9 +44,8 @@ def make_manifest(number: int, content: int = 0, outcome: str = "unlabelled") ->
 
 @pytest.fixture
 def catalog(tmp_path):
-    catalog = Catalog(tmp_path / "catalog.sqlite", clock=lambda: 1234.5)
-    yield catalog
-    catalog.close()
+    with Catalog(tmp_path / "catalog.sqlite", clock=lambda: 1234.5) as catalog:
+        yield catalog
 
 
 def test_a_committed_episode_can_be_read_back(catalog):

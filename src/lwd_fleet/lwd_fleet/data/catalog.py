@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
@@ -109,12 +110,18 @@ class QuarantineRow:
 class Catalog:
     """`url`: path of an SQLite file (made if absent) or an SQLAlchemy URL. `clock` gives Unix time in s."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str | Path, clock: Callable[[], float] = time.time) -> None:
         self._engine = open_engine(str(url))
         self._clock = clock
 
+    def __enter__(self) -> Catalog:  # noqa: PYI034 (typing.Self is not in Python 3.10)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Release the connections."""
+        """Release the connections. Also done at the end of a `with`."""
         self._engine.dispose()
 
     # Episodes ----------------------------------------------------------------------------------------
