@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that judge: a categorical value of a context, and an ensemble of critics of a context and a chunk.
+
+Both read cached trunk features; neither is ever shipped to a robot. B rows, C context size, H steps, A action
+size, E heads. All heads of the ensemble run as one batched product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_FINAL_SCALE = 0.01  # logits and values start near 0: no state is preferred before anything was learned
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Sizes of the value and critic networks."""
+
+    heads: int = 2  # critics; as published; 5-10 are worth it online where they can be afforded, 4.10
+    width: int = 256  # units of the hidden layers of both networks
+    layers: int = 2  # hidden layers of both networks
+    embedding: int = 64  # units of one embedded action step
+    queries: int = 4  # learned queries of the temporal attention; several keep what happens when apart
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.heads <= 16 or min(self.width, self.layers, self.embedding, self.queries) < 1:
+            raise ValueError(f"a critic needs 1-16 heads and positive sizes, not {self}")
+
+
+class ValueNetwork(nn.Module):
+    """V: context [B, C] -> logits [B, atoms]. algorithm.md 1.2, 2.3."""
+
+    def __init__(self, context_dim: int, atoms: int, config: CriticConfig) -> None:
+        super().__init__()
+        widths = [context_dim] + [config.width] * config.layers
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.logits = nn.Linear(widths[-1], atoms)
+        with torch.no_grad():
+            self.logits.weight.mul_(_FINAL_SCALE)
+            self.logits.bias.zero_()
+
+    def forward(self, context: Tensor) -> Tensor:
+        logits: Tensor = self.logits(self.trunk(context))
+        return logits
+
+
+class CriticEnsemble(nn.Module):
+    """Q: context [B, C], chunk [B, H, A], mask [B, H] bool -> [E, B]. algorithm.md 1.2.
+
+    mask: the executed steps; whatever stands in the others changes nothing. Heads share no parameter.
+    """
+
+    def __init__(self, context_dim: int, horizon: int, action_dim: int, config: CriticConfig) -> None:
+        super().__init__()
+        pooled = config.embedding * config.queries
+        self.pool = _TemporalPool(config.heads, horizon, action_dim, config.embedding, config.queries)
+        widths = [context_dim + pooled] + [config.width] * config.layers
+        self.hidden = nn.ModuleList(
+            _HeadsLinear(config.heads, fan_in, fan_out) for fan_in, fan_out in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(_HeadsNorm(config.heads, width) for width in widths[1:])
+        self.value = _HeadsLinear(config.heads, widths[-1], 1)
+        with torch.no_grad():
+            self.value.weight.mul_(_FINAL_SCALE)
+            self.value.bias.zero_()
+
+    def forward(self, context: Tensor, chunk: Tensor, mask: Tensor) -> Tensor:
+        pooled = self.pool(chunk, mask)
+        hidden = torch.cat([context.expand(pooled.shape[0], *context.shape), pooled], dim=-1)
+        for linear, norm in zip(self.hidden, self.norms, strict=True):
+            hidden = functional.silu(norm(linear(hidden)))
+        value: Tensor = self.value(hidden)
+        return value.squeeze(-1)
+
+
+class _TemporalPool(nn.Module):
+    """Attention of learned queries over the executed steps: [B, H, A], [B, H] -> [E, B, queries * embedding]."""
+
+    def __init__(self, heads: int, horizon: int, action_dim: int, embedding: int, queries: int) -> None:
+        super().__init__()
+        self.embed = _HeadsLinear(heads, action_dim, embedding)
+        self.position = nn.Parameter(0.5 * torch.randn(heads, 1, horizon, embedding))
+        self.query = nn.Parameter(torch.randn(heads, 1, embedding, queries))
+
+    def forward(self, chunk: Tensor, mask: Tensor) -> Tensor:
+        rows, horizon, _ = chunk.shape
+        # `where`, not a product: an unexecuted step may hold anything.
+        chunk = torch.where(mask.unsqueeze(-1), chunk, torch.zeros_like(chunk))
+        step = self.embed(chunk.reshape(1, rows * horizon, -1)).unflatten(1, (rows, horizon))
+        step = torch.tanh(step + self.position)  # [E, B, H, embedding]
+        score = step @ self.query / sqrt(step.shape[-1])  # [E, B, H, queries]
+        score = score.masked_fill(
+            ~mask[None, :, :, None], -1e9
+        )  # finite: a row without any step stays finite
+        weight = torch.softmax(score, dim=2)
+        return (weight.transpose(-1, -2) @ step).flatten(2)
+
+
+class _HeadsLinear(nn.Module):
+    """E linear maps at once: [E or 1, N, fan_in] -> [E, N, fan_out]."""
+
+    def __init__(self, heads: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        bound = 1 / sqrt(fan_in)
+        self.weight = nn.Parameter(torch.empty(heads, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, fan_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x.expand(self.weight.shape[0], -1, -1), self.weight)
+
+
+class _HeadsNorm(nn.Module):
+    """Layer normalisation with a scale and shift per head: [E, N, width]."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(heads, 1, width))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, functional.layer_norm(x, x.shape[-1:]), self.scale)
