@@ -11,14 +11,15 @@ import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseArray
+from lwd_msgs.srv import CheckSuccess, ResetScene
+from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
 from lwd_fleet.deployment import NodeSpec, lifecycle_manager
 from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.sim.world import World
-from lwd_msgs.srv import CheckSuccess, ResetScene
 from lwd_policy.embodiment import Embodiment
 from lwd_policy.qos import COMMAND, EVENTS, IMAGE_LATEST
-from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 ROBOT_FILE = Path(__file__).parents[2] / "config" / "robots" / "sim_dual_arm.yaml"
 BODY = Embodiment.load(ROBOT_FILE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a robot body is: joints in order, limits, arms with their kinematics. Loaded from `config/robots/*.yaml`.
+"""What a robot body is: joints in order, limits, arms with kinematics. Loaded from `config/robots/*.yaml`.
 
 The YAML names a URDF beside it (geometry, position and velocity limits) and adds what a URDF cannot say:
 the order of the joints on the wire, arms, grippers, acceleration limits, home.
@@ -37,7 +37,7 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Embodiment:
-    """A robot body. All arrays have one entry per joint, in the order of `joint_names`; rad or m, and per s, s^2.
+    """A robot body. Arrays have one entry per joint, in the order of `joint_names`; rad or m, per s, per s^2.
 
     Two embodiments are equal when their descriptions are (`to_json`).
     """

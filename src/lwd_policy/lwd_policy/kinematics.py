@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forward and inverse kinematics of one arm, batched, in numpy. Reads URDF; needs nothing of ROS.
 
-Rotations are matrices whose columns are the axes of the rotated frame; rotation vectors are axis * angle (rad).
-All poses are in the chain's base link.
+Rotations are matrices whose columns are the axes of the rotated frame; rotation vectors are axis * angle
+(rad). All poses are in the chain's base link.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class SerialChain:
             else:
                 cross = _cross_matrix(axis)
                 turn[:3, :3], turn_squared[:3, :3] = cross, cross @ cross
-            # Rodrigues: R(q) = I + sin(q) K + (1 - cos(q)) K^2, here multiplied by the fixed part once and for all.
+            # Rodrigues: R(q) = I + sin(q) K + (1 - cos(q)) K^2, here multiplied by the fixed part once and
+            # for all.
             constant.append(pending @ (unit + turn_squared))
             sine.append(pending @ turn)
             cosine.append(-pending @ turn_squared)
@@ -114,11 +115,12 @@ class SerialChain:
     def inverse(
         self, position: ArrayLike, rotation: ArrayLike, seed: ArrayLike, iterations: int = 20
     ) -> Array:
-        """Joints near `seed` that put the tip at the pose, within the limits; the nearest found if it is out of reach.
+        """Joints near `seed`, within the limits, that put the tip at the pose, or near one out of reach.
 
-        position: [..., 3] m, rotation: [..., 3, 3], seed: [..., d]; leading shapes broadcast. Returns [..., d].
-        Damped least squares with a damping that shrinks with the error, so that it is stable far from the target
-        and converges quadratically at it. Stops as soon as every target is reached.
+        position: [..., 3] m, rotation: [..., 3, 3], seed: [..., d]; they broadcast. Returns [..., d].
+
+        Damped least squares with a damping that shrinks with the error, so that it is stable far from the
+        target and converges quadratically at it. Stops as soon as every target is reached.
         """
         target_position = np.asarray(position, dtype=np.float64)
         target_rotation = np.asarray(rotation, dtype=np.float64)
@@ -151,7 +153,8 @@ class SerialChain:
                 )
             jacobian[:, 3:] *= _ROTATION_WEIGHT_M
             error[:, 3:] *= _ROTATION_WEIGHT_M
-            # A joint that sits at its limit and would be pushed further is left out, so that the others do its part.
+            # A joint that sits at its limit and would be pushed further is left out, so that the others do
+            # its part.
             gradient = np.einsum("bij,bi->bj", jacobian, error)
             stuck = ((current <= self.lower) & (gradient < 0)) | ((current >= self.upper) & (gradient > 0))
             jacobian *= ~stuck[:, None, :]
@@ -179,7 +182,7 @@ class SerialChain:
         return steps
 
     def _jacobian(self, q: Array) -> tuple[Array, Array, Array]:
-        """Geometric Jacobian and pose of the tip. q: [B, d]. Returns [B, 6, d] (linear, angular), [B, 3], [B, 3, 3]."""
+        """Jacobian and pose of the tip. q: [B, d]. Returns [B, 6, d] (linear, angular), [B, 3], [B, 3, 3]."""
         frames = self._steps(q)
         for index in range(1, len(self.joint_names)):
             frames[:, index] = frames[:, index - 1] @ frames[:, index]
@@ -339,7 +342,7 @@ def _limits(joint: ElementTree.Element, kind: str) -> tuple[float, float]:
 
 
 def joint_limits(urdf_text: str) -> dict[str, dict[str, Any]]:
-    """Limits of every movable, non-mimic joint: {name: {lower, upper, velocity}} (velocity None if absent)."""
+    """Limits of every movable, non-mimic joint: {name: {lower, upper, velocity}}, velocity None if absent."""
     result: dict[str, dict[str, Any]] = {}
     for joint in parse_urdf(urdf_text).findall("joint"):
         kind = joint.get("type", "")

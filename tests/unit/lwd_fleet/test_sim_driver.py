@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+
 from lwd_fleet.sim.driver import SimulatedDriver, camera_matrix
 from lwd_fleet.sim.scene import TICK_S
 from lwd_fleet.sim.world import World

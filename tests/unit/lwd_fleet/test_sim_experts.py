@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+
 from lwd_fleet.sim.experts import STEP_S, Expert
 from lwd_fleet.sim.scene import TICK_S
 from lwd_fleet.sim.tasks import TASKS, Shift

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from lwd_fleet.sim import rendering
 
 

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+
 from lwd_fleet.sim.scene import ITEMS, THINGS
 from lwd_fleet.sim.tasks import Randomisation, Shift
 from lwd_fleet.sim.world import World
@@ -68,7 +69,7 @@ def test_a_camera_offset_moves_the_picture_of_the_top_camera_only() -> None:
 
 @pytest.mark.parametrize("knob", [{"colour_jitter": 0.1}, {"light_jitter": 0.3}, {"camera_jitter_m": 0.02}])
 def test_a_visual_shift_changes_pictures_and_not_physics(knob: dict[str, float]) -> None:
-    nominal, shifted = _world(**{}), _world(**knob)
+    nominal, shifted = _world(), _world(**knob)
     assert (nominal.render("top") != shifted.render("top")).any()
     for _ in range(20):
         nominal.step(nominal.embodiment.home)

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.language import SPLITS
 from lwd_fleet.sim.tasks import TASKS, Goal

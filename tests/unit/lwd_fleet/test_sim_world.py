@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+
 from lwd_fleet.sim.grasp import GRASP_RADIUS_M
 from lwd_fleet.sim.robot import GRIPPER_OPEN_M, JOINT_NAMES
 from lwd_fleet.sim.scene import BOX_HEIGHT, CARRIED, FURNITURE, ITEMS, LID, TICK_S

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
 from lwd_policy.embodiment import Embodiment, EmbodimentError
 
 ROBOT = Path(__file__).parents[3] / "config/robots/sim_dual_arm.yaml"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lwd_policy.embodiment import Embodiment
 from lwd_policy.kinematics import KinematicsError, SerialChain, rotation_matrix, rotation_vector
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a robot's driver does, for the simulated one: check commands, follow the newest, hold when they stop, keep time.
+"""The simulated robot's driver: checks commands, follows the newest, holds when they stop, keeps time.
 
 No ROS here. Times are seconds of any one steady clock.
 """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scripted demonstrators: they know the truth of the scene and move like a careful, slightly unsteady person.
 
-One script per arm, written as a generator that yields where the tool shall go and how the gripper shall be, once per
-policy step. The way there (speed, acceleration, unsteadiness) and the joints are the expert's business, not the script's.
+One script per arm, written as a generator that yields where the tool shall go and how the gripper shall be,
+once per policy step. The way there (speed, acceleration, unsteadiness) and the joints are the expert's
+business, not the script's.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Expert:
     """Demonstrates the world's current episode; make a new one after each reset.
 
     noise scales everything random: 0 is the same motion each time, 1 gives demonstrations of useful variety.
-    A demonstrator who `sees_the_tool` corrects a calibration error as a person watching the gripper would; one who
-    does not trusts the robot's own kinematics.
+    A demonstrator who `sees_the_tool` corrects a calibration error as a person watching the gripper would;
+    one who does not trusts the robot's own kinematics.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Expert:
         return self._world.sub_step_scores()[1] >= 1.0 and bool(np.hypot(clear[0], clear[1]) > 0.12)
 
     def _deliver(self, arm: str, item: str, place: Array, height: float) -> Script:
-        """Pick the item, carry it over the place, lower it to `height` over the table and let go; again if lost."""
+        """Pick the item, carry it over the place, lower it to `height` let go. Again if lost."""
         while True:
             yield from self._pick(arm, item)
             yield from self._carry(arm, item, np.array([place[0], place[1], _CARRY_HEIGHT_M]))
@@ -126,7 +127,7 @@ class Expert:
         yield from self._rest(arm)
 
     def _pick(self, arm: str, thing: str) -> Script:
-        """Until the arm holds the thing and has lifted it. A miss is followed by another try, better aimed."""
+        """Until the arm holds the thing and has lifted it. After a miss comes another try, better aimed."""
         world = self._world
         stray = self._stray()
         while world.held(arm) != thing:
@@ -209,13 +210,13 @@ class Expert:
         return np.array([x, y, 0.0])
 
     def _stray(self) -> Array:
-        """Now and then the first try is aimed so badly that it misses: demonstrations must show the recovery."""
+        """Now and then the first try is aimed so badly that it misses: demonstrations must show recovery."""
         misses = self._rng.random() < 0.08 * self._noise
         angle, distance = self._rng.uniform(0, 2 * np.pi), self._rng.uniform(0.03, 0.045)
         return np.array([np.cos(angle), np.sin(angle), 0.0]) * distance * misses
 
     def _unsteadiness(self, hand: _Hand, wish: Wish) -> Array:
-        """Ornstein-Uhlenbeck process, 3.5 mm and 0.5 s; fades within a few steps when the script asks for steadiness."""
+        """Ornstein-Uhlenbeck process, 3.5 mm and 0.5 s; fades when the wish is to be steady."""
         kick = self._rng.normal(size=3) * 0.002 * self._noise
         decay = 0.5 if wish.steady else 0.82
         return hand.wobble * decay + kick * (0.2 if wish.steady else 1.0)
@@ -246,7 +247,7 @@ class _Hand:
         return position
 
     def advance(self, wish: Wish, speed: float, wobble: Array) -> bool:
-        """Move the set point one step towards the wish, with bounded speed and acceleration. False: it is at rest there."""
+        """Move the set point one step towards the wish at bounded speed and acceleration. False: at rest."""
         offset = wish.point - self.reference
         distance = float(np.linalg.norm(offset))
         if distance < 1e-6 and not self._velocity.any() and wish.point is self.home:

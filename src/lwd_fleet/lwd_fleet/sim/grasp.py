@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grasping by welds: a gripper that closes with a grasp point between its fingers carries the thing until it opens.
+"""Grasping by welds: a gripper that closes around a thing's grasp point carries it until it opens.
 
-One attempt per closing: a gripper that closed on nothing has to open before it can grasp, so that a miss is a miss.
-While it holds something the fingers stop at its width, which the measured gripper position shows, as on a real robot.
+One attempt per closing: a gripper that closed on nothing has to open before it can grasp, so that a miss is a
+miss. While it holds something the fingers stop at its width, which the measured gripper position shows, as on
+a real robot.
 """
 
 from __future__ import annotations

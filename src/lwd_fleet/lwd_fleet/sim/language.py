@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot is told: paraphrases of each task, some of them held out to test understanding of new wordings."""
+"""What the robot is told: paraphrases of each task, some held out to test understanding of new wordings."""
 
 from __future__ import annotations
 

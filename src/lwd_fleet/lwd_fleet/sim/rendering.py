@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offscreen rendering: one OpenGL context per process serves every simulated robot in it.
 
-This works because the scenes have no meshes and all name the same textures in the same order, so that a context made
-for one model draws any of them. The backend is EGL where it works, else OSMesa; MUJOCO_GL overrides the choice.
+This works because the scenes have no meshes and all name the same textures in the same order, so that a
+context made for one model draws any of them. The backend is EGL where it works, else OSMesa; MUJOCO_GL
+overrides the choice.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Renderer:
     def render(
         self, model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, height: int, width: int
     ) -> NDArray[np.uint8]:
-        """Picture of one camera. Returns [height, width, 3] RGB. Poses in `data` must be current (mj_forward)."""
+        """Picture of one camera: [height, width, 3] RGB. Poses in `data` must be current (mj_kinematics)."""
         if threading.get_ident() != self._thread:  # a context is current in one thread at a time
             self._gl.make_current()
             self._thread = threading.get_ident()
@@ -76,7 +77,7 @@ _shared: tuple[int, Renderer] | None = (
 
 
 def shared_renderer(model: mujoco.MjModel) -> Renderer:
-    """The process's renderer; opened on first use with any model of this simulator. Raises RenderingUnavailable."""
+    """The process's renderer, opened on first use; any model does. Raises RenderingUnavailable."""
     global _shared
     if _shared is None or _shared[0] != os.getpid():
         _shared = (os.getpid(), Renderer(model))
@@ -90,7 +91,7 @@ def _close(owned: tuple[int, Renderer]) -> None:
 
 
 def choose_backend() -> str:
-    """ "egl" or "osmesa", whichever works here; what MUJOCO_GL says if it is set. Raises RenderingUnavailable."""
+    """The backend that works here, egl or osmesa; what MUJOCO_GL says if set. Raises RenderingUnavailable."""
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen in ("egl", "osmesa"):
         return chosen
@@ -130,7 +131,7 @@ def _open_context(backend: str) -> Any:
 
 
 def _egl_problem() -> str | None:
-    """Why EGL cannot draw here; None if it can. Asks the libraries, as the Python bindings fail only when in use."""
+    """Why EGL cannot draw here, None if it can: asks the libraries, as the bindings fail only when in use."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")
         ctypes.CDLL("libOpenGL.so.0")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated dual-arm robot: one set of numbers, written out as URDF, as robot YAML and as MJCF.
 
-Two six-joint arms on the far side of a table from the operator's view (y < 0), tools pointing down at home, parallel
-grippers. A gripper's position is how far each of its two fingers is from the middle: 0 closed, 0.04 m open.
+Two six-joint arms on the far side of a table from the operator's view (y < 0), tools pointing down at home,
+parallel grippers. A gripper's position is how far each of its two fingers is from the middle: 0 closed,
+0.04 m open.
 """
 
 from __future__ import annotations
@@ -54,18 +55,27 @@ _ACROSS = (math.pi / 2, 0.0, 0.0)  # turns a cylinder's axis from z to y
 _ALONG = (0.0, math.pi / 2, 0.0)  # to x
 
 SEGMENTS = (
-    Segment((0, 0, 0.10), (0, 0, 1), -2.6, 2.6, 2.5, 12.0, 0.0, 2.0,
-            (Shape("cylinder", (0.055, 0.06), (0, 0, 0.05)), Shape("cylinder", (0.05, 0.065), (0, 0, 0.15), _ACROSS, "joint"))),
-    Segment((0, 0, 0.15), (0, 1, 0), -1.2, 1.7, 2.5, 12.0, -0.25, 2.0,
-            (Shape("cylinder", (0.038, 0.18), (0, 0, 0.18)), Shape("cylinder", (0.043, 0.055), (0, 0, 0.36), _ACROSS, "joint"))),
-    Segment((0, 0, 0.36), (0, 1, 0), -1.3, 2.2, 2.5, 12.0, 0.95, 1.2,
-            (Shape("cylinder", (0.032, 0.09), (0.09, 0, 0), _ALONG),)),
-    Segment((0.18, 0, 0), (1, 0, 0), -2.8, 2.8, 3.5, 20.0, 0.0, 0.8,
-            (Shape("cylinder", (0.028, 0.09), (0.09, 0, 0), _ALONG),)),
-    Segment((0.18, 0, 0), (0, 1, 0), -2.0, 2.0, 3.5, 20.0, -0.70, 0.5,
-            (Shape("cylinder", (0.032, 0.04), (0, 0, 0), _ACROSS, "joint"),)),
-    Segment((0, 0, -0.06), (0, 0, -1), -3.0, 3.0, 3.5, 20.0, 0.0, 0.4,
-            (Shape("cylinder", (0.024, 0.02), (0, 0, 0.01)), Shape("box", (0.014, 0.055, 0.010), (0, 0, -0.02), (0, 0, 0), "accent"))),
+    Segment((0, 0, 0.10), (0, 0, 1), -2.6, 2.6, 2.5, 12.0, 0.0, 2.0, (
+        Shape("cylinder", (0.055, 0.06), (0, 0, 0.05)),
+        Shape("cylinder", (0.05, 0.065), (0, 0, 0.15), _ACROSS, "joint"),
+    )),
+    Segment((0, 0, 0.15), (0, 1, 0), -1.2, 1.7, 2.5, 12.0, -0.25, 2.0, (
+        Shape("cylinder", (0.038, 0.18), (0, 0, 0.18)),
+        Shape("cylinder", (0.043, 0.055), (0, 0, 0.36), _ACROSS, "joint"),
+    )),
+    Segment((0, 0, 0.36), (0, 1, 0), -1.3, 2.2, 2.5, 12.0, 0.95, 1.2, (
+        Shape("cylinder", (0.032, 0.09), (0.09, 0, 0), _ALONG),
+    )),
+    Segment((0.18, 0, 0), (1, 0, 0), -2.8, 2.8, 3.5, 20.0, 0.0, 0.8, (
+        Shape("cylinder", (0.028, 0.09), (0.09, 0, 0), _ALONG),
+    )),
+    Segment((0.18, 0, 0), (0, 1, 0), -2.0, 2.0, 3.5, 20.0, -0.70, 0.5, (
+        Shape("cylinder", (0.032, 0.04), (0, 0, 0), _ACROSS, "joint"),
+    )),
+    Segment((0, 0, -0.06), (0, 0, -1), -3.0, 3.0, 3.5, 20.0, 0.0, 0.4, (
+        Shape("cylinder", (0.024, 0.02), (0, 0, 0.01)),
+        Shape("box", (0.014, 0.055, 0.010), (0, 0, -0.02), (0, 0, 0), "accent"),
+    )),
 )  # fmt: skip
 
 # The hand is the last link. Its tool frame: z along the approach (down at home), x as the link's x.
@@ -108,7 +118,7 @@ def colour_name(shape: Shape, arm: str) -> str:
 
 
 def urdf() -> str:
-    """The robot as URDF: geometry, limits, visuals (no collisions: the arms collide with nothing in simulation)."""
+    """The robot as URDF: geometry, limits, visuals; no collisions, as the arms collide with nothing."""
     lines = ['<?xml version="1.0"?>', f'<robot name="{NAME}">']
     lines += [
         f'  <material name="{name}"><color rgba="{text(rgba)}"/></material>' for name, rgba in COLOURS.items()
@@ -171,7 +181,7 @@ def robot_yaml() -> str:
 
 
 def embodiment() -> Embodiment:
-    """The robot as `config/robots/sim_dual_arm.yaml` describes it, for code that has no configuration directory."""
+    """What `config/robots/sim_dual_arm.yaml` describes, for code that has no configuration directory."""
     content = yaml.safe_load(robot_yaml())
     content["urdf"] = urdf()
     return Embodiment.from_json(json.dumps(content))
@@ -203,8 +213,8 @@ def _urdf_link(name: str, shapes: tuple[Shape, ...], arm: str, mass: float) -> l
         else:
             geometry = f'<cylinder radius="{shape.size[0]:.12g}" length="{2 * shape.size[1]:.12g}"/>'
         lines.append(
-            f'    <visual><origin xyz="{text(shape.xyz)}" rpy="{text(shape.rpy)}"/><geometry>{geometry}</geometry>'
-            f'<material name="{colour_name(shape, arm)}"/></visual>'
+            f'    <visual><origin xyz="{text(shape.xyz)}" rpy="{text(shape.rpy)}"/>'
+            f'<geometry>{geometry}</geometry><material name="{colour_name(shape, arm)}"/></visual>'
         )
     return [*lines, "  </link>"]
 
@@ -232,7 +242,8 @@ def _urdf_joint(
     return [
         f'  <joint name="{name}" type="{kind}"><parent link="{parent}"/><child link="{child}"/>',
         f'    <origin xyz="{text(xyz)}"/><axis xyz="{text(axis)}"/>'
-        f'<limit lower="{lower:.12g}" upper="{upper:.12g}" velocity="{velocity:.12g}" effort="{effort:.12g}"/>'
+        f'<limit lower="{lower:.12g}" upper="{upper:.12g}" '
+        f'velocity="{velocity:.12g}" effort="{effort:.12g}"/>'
         + (f'<mimic joint="{mimic}"/>' if mimic else ""),
         "  </joint>",
     ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated world as MJCF: the robot of `robot.py` on a table, three items, and each task's furniture.
 
-Frame: base_link = world; x right, y away from the robot, z up; the table top is z = 0. Primitives only, no assets.
-The arms collide with nothing: objects touch each other, the table and the furniture, and are carried by welds
-(`grasp.py`), which makes a grasp a decision of geometry and not of contact solver settings.
+Frame: base_link = world; x right, y away from the robot, z up; the table top is z = 0. Primitives only, no
+assets. The arms collide with nothing: objects touch each other, the table and the furniture, and are carried
+by welds (`grasp.py`), which makes a grasp a decision of geometry and not of contact solver settings.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ _GAINS = (
 
 
 def build_model(task: str, item_scale: float = 1.0) -> mujoco.MjModel:
-    """Compile the scene of a task ("place" or "stow"). One model per robot: welds and shifts are written into it."""
+    """Compile the scene of a task ("place" or "stow").
+
+    Each robot needs a model of its own: welds and shifts are written into it.
+    """
     return mujoco.MjModel.from_xml_string(mjcf(task, item_scale))
 
 
@@ -103,17 +106,20 @@ def mjcf(task: str, item_scale: float = 1.0) -> str:
     furniture = "\n".join(_container(name) for name in FURNITURE[task])
     things = "\n".join(_thing(THINGS[name], item_scale if name in ITEMS else 1.0) for name in CARRIED[task])
     welds = "\n".join(
-        f'<weld name="{weld_name(arm, name)}" body1="{arm}_hand" body2="{name}" active="false" solref="0.008 1"/>'
+        f'<weld name="{weld_name(arm, name)}" body1="{arm}_hand" body2="{name}" '
+        'active="false" solref="0.008 1"/>'
         for arm in robot.ARMS
         for name in CARRIED[task]
     )
     actuators = "\n".join(_actuators(arm) for arm in robot.ARMS)
+    square = 'type="2d" width="128" height="128"'
     return f"""<mujoco model="{robot.NAME}_{task}">
 <compiler angle="radian" eulerseq="XYZ" autolimits="true"/>
 <option timestep="{TIMESTEP_S}" integrator="implicitfast" iterations="30" ls_iterations="20"/>
 <visual>
   <headlight ambient="0.35 0.35 0.35" diffuse="0.25 0.25 0.25" specular="0 0 0"/>
-  <global offwidth="640" offheight="640"/><map znear="0.01" zfar="20"/><quality shadowsize="0" offsamples="4"/>
+  <global offwidth="640" offheight="640"/><map znear="0.01" zfar="20"/>
+  <quality shadowsize="0" offsamples="4"/>
 </visual>
 <default>
   <geom condim="4" friction="0.8 0.02 0.001" solref="0.008 1" density="0"/>
@@ -124,18 +130,20 @@ def mjcf(task: str, item_scale: float = 1.0) -> str:
   <default class="furniture"><geom density="1000"/></default>
 </default>
 <asset>
-  <texture name="checker" type="2d" builtin="checker" width="128" height="128" rgb1="1 1 1" rgb2="0.6 0.6 0.6"/>
-  <texture name="gradient" type="2d" builtin="gradient" width="128" height="128" rgb1="1 1 1" rgb2="0.5 0.5 0.5"/>
-  <texture name="stripes" type="2d" builtin="flat" mark="edge" width="128" height="128" rgb1="0.9 0.9 0.9" markrgb="0.4 0.4 0.4"/>
+  <texture name="checker" builtin="checker" {square} rgb1="1 1 1" rgb2="0.6 0.6 0.6"/>
+  <texture name="gradient" builtin="gradient" {square} rgb1="1 1 1" rgb2="0.5 0.5 0.5"/>
+  <texture name="stripes" builtin="flat" mark="edge" {square} rgb1="0.9 0.9 0.9" markrgb="0.4 0.4 0.4"/>
   <material name="table_plain" rgba="0.62 0.60 0.56 1" specular="0"/>
   <material name="table_checker" texture="checker" texrepeat="9 6" rgba="0.62 0.60 0.56 1" specular="0"/>
   <material name="table_gradient" texture="gradient" texrepeat="1 1" rgba="0.62 0.60 0.56 1" specular="0"/>
   <material name="table_stripes" texture="stripes" texrepeat="5 5" rgba="0.62 0.60 0.56 1" specular="0"/>
 </asset>
 <worldbody>
-  <light name="ceiling" pos="0.3 0.6 2" dir="-0.15 -0.3 -1" directional="true" castshadow="false" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
+  <light name="ceiling" pos="0.3 0.6 2" dir="-0.15 -0.3 -1" directional="true"
+    castshadow="false" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
   <geom name="floor" type="plane" pos="0 0 -0.75" size="4 4 0.1" rgba="0.30 0.30 0.32 1"/>
-  <geom name="table" type="box" pos="0 -0.02 -0.02" size="0.65 0.50 0.02" material="table_plain" density="1000"/>
+  <geom name="table" type="box" pos="0 -0.02 -0.02" size="0.65 0.50 0.02"
+    material="table_plain" density="1000"/>
   <camera name="top" {_look(*_TOP_CAMERA, right=(1, 0, 0))} fovy="{_TOP_FOV_DEG}"/>
 {bodies}
 {furniture}
@@ -157,7 +165,7 @@ def weld_name(arm: str, thing: str) -> str:
 
 
 def _look(position: tuple[float, ...], target: tuple[float, ...], right: tuple[float, ...]) -> str:
-    """Camera pose that looks from `position` at `target` with `right` pointing right in the picture. fovy is in deg."""
+    """Camera pose at `position` that looks at `target`, with the direction `right` right in the picture."""
     back = tuple(p - t for p, t in zip(position, target, strict=True))
     up = (
         back[1] * right[2] - back[2] * right[1],
@@ -170,14 +178,16 @@ def _look(position: tuple[float, ...], target: tuple[float, ...], right: tuple[f
 def _arm(arm: str) -> str:
     base = Shape("cylinder", (0.07, 0.05), (0, 0, 0.05), colour="joint")
     lines = [
-        f'<body name="{arm}_mount" pos="{text(robot.MOUNT[arm])}" euler="0 0 {robot.MOUNT_YAW:.12g}" childclass="robot">',
+        f'<body name="{arm}_mount" childclass="robot" pos="{text(robot.MOUNT[arm])}" '
+        + f'euler="0 0 {robot.MOUNT_YAW:.12g}">',
         _geom(base, robot.COLOURS[base.colour]),
     ]
     for index, (joint, segment) in enumerate(zip(robot.arm_joints(arm), SEGMENTS, strict=True)):
         name = f"{arm}_hand" if index == len(SEGMENTS) - 1 else f"{arm}_link_{index + 1}"
         lines += _segment(name, joint, segment, arm)
     lines.append(
-        f'<site name="{arm}_tcp" pos="0 0 {-robot.TCP_DISTANCE_M:.12g}" euler="{text(robot.TOOL_RPY)}" size="0.005" group="4"/>'
+        f'<site name="{arm}_tcp" pos="0 0 {-robot.TCP_DISTANCE_M:.12g}" euler="{text(robot.TOOL_RPY)}" '
+        'size="0.005" group="4"/>'
     )
     lines.append(
         f'<camera name="wrist_{arm}" {_look(*_WRIST_CAMERA, right=(0, -1, 0))} fovy="{_WRIST_FOV_DEG}"/>'
@@ -186,8 +196,8 @@ def _arm(arm: str) -> str:
         shape = robot.mirrored(robot.FINGER_SHAPE, sign)
         lines.append(
             f'<body name="{arm}_finger_{side}" pos="{text(robot.FINGER_ORIGIN)}" gravcomp="1">'
-            f'<joint name="{_finger_joint(arm, side)}" type="slide" axis="0 {sign:g} 0" range="0 {robot.GRIPPER_OPEN_M}" '
-            'damping="1" armature="0.02"/>'
+            f'<joint name="{_finger_joint(arm, side)}" type="slide" axis="0 {sign:g} 0" '
+            f'range="0 {robot.GRIPPER_OPEN_M}" damping="1" armature="0.02"/>'
             f"{_inertial(robot.FINGER_MASS)}{_geom(shape, robot.COLOURS[shape.colour])}</body>"
         )
     return "\n".join([*lines, "</body>" * (len(SEGMENTS) + 1)])
@@ -196,7 +206,7 @@ def _arm(arm: str) -> str:
 def _segment(name: str, joint: str, segment: Segment, arm: str) -> list[str]:
     return [
         f'<body name="{name}" pos="{text(segment.xyz)}" gravcomp="1">',
-        f'<joint name="{joint}" axis="{text(segment.axis)}" range="{segment.lower:.12g} {segment.upper:.12g}"/>',
+        f'<joint name="{joint}" axis="{text(segment.axis)}" range="{text((segment.lower, segment.upper))}"/>',
         _inertial(segment.mass),
         *(_geom(shape, robot.COLOURS[robot.colour_name(shape, arm)]) for shape in segment.shapes),
     ]
@@ -213,8 +223,8 @@ def _inertial(mass: float) -> str:
 
 def _geom(shape: Shape, rgba: tuple[float, ...], extra: str = "") -> str:
     return (
-        f'<geom type="{shape.kind}" size="{text(shape.size)}" pos="{text(shape.xyz)}" euler="{text(shape.rpy)}" '
-        f'rgba="{text(rgba)}" {extra}/>'
+        f'<geom type="{shape.kind}" size="{text(shape.size)}" '
+        f'pos="{text(shape.xyz)}" euler="{text(shape.rpy)}" rgba="{text(rgba)}" {extra}/>'
     )
 
 
@@ -243,7 +253,8 @@ def _thing(thing: Thing, scale: float) -> str:
     inertia = f"{thing.mass * half * half:.6g}"
     return (
         f'<body name="{thing.name}"><freejoint name="{thing.name}"/>'
-        f'<inertial pos="0 0 0" mass="{thing.mass}" diaginertia="{inertia} {inertia} {inertia}"/>{geoms}</body>'
+        f'<inertial pos="0 0 0" mass="{thing.mass}" diaginertia="{inertia} {inertia} {inertia}"/>'
+        f"{geoms}</body>"
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a deployment differs from the demonstrations (`Shift`), and what a trunk is pretrained to ignore (`Randomisation`).
+"""How a deployment differs from the demonstrations (`Shift`) and what pretraining ignores (`Randomisation`).
 
-Both are applied to the model at reset, from random streams of their own: with the same seed the objects lie in the same
-places whatever the shift, so that success rates with and without it are paired.
+Both are applied to the model at reset, from random streams of their own: with the same seed the objects lie
+in the same places whatever the shift, so that success rates with and without it are paired.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class SceneVariation:
     def __init__(self, model: mujoco.MjModel, task: str) -> None:
         self._model = model
         self._fields = (
-            "body_pos", "cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_dir", "geom_rgba", "mat_rgba",
-            "geom_matid", "geom_friction",
+            "body_pos", "cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_dir",
+            "geom_rgba", "geom_matid", "geom_friction", "mat_rgba",
         )  # fmt: skip
         self._nominal = {name: getattr(model, name).copy() for name in self._fields}
         self._mounts = [model.body(f"{arm}_mount").id for arm in robot.ARMS]

@@ -12,9 +12,6 @@ import cv2
 import numpy as np
 from geometry_msgs.msg import Point, Pose, PoseArray, Quaternion
 from lwd_msgs.srv import CheckSuccess, ResetScene
-from lwd_policy.embodiment import Embodiment, EmbodimentError
-from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
-from lwd_policy.qos import COMMAND, EVENTS, IMAGE_PUBLISH
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import CameraInfo, CompressedImage, JointState
 from trajectory_msgs.msg import JointTrajectory
@@ -26,6 +23,9 @@ from lwd_fleet.sim.scene import CAMERAS, TICK_S
 from lwd_fleet.sim.shift import Shift
 from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.sim.world import World
+from lwd_policy.embodiment import Embodiment, EmbodimentError
+from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
+from lwd_policy.qos import COMMAND, EVENTS, IMAGE_PUBLISH
 
 _JPEG_QUALITY = 90
 _JPEG_FORMAT = "rgb8; jpeg compressed bgr8"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated tasks: where things start, what is asked, how far it got, when it is done.
 
-`place` is short: one item of three into the tray on the side that the instruction names, with the arm of that side.
-`stow` is long: the left arm lifts the lid off the box and holds it aside, the right arm puts the named item into the
-box, the left arm puts the lid back.
+`place` is short: one item of three into the tray on the side that the instruction names, with the arm of that
+side. `stow` is long: the left arm lifts the lid off the box and holds it aside, the right arm puts the named
+item into the box, the left arm puts the lid back.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything starts, base_link. Things stand upright at (x, y), z above what they stand on, turned by yaw."""
+    """Where everything starts, in base_link. Things stand upright, turned by yaw."""
 
     things: dict[str, tuple[float, float, float, float]]  # name: x, y, z of the centre [m], yaw [rad]
     furniture: dict[str, tuple[float, float]]  # name: x, y [m]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One simulated robot with its task: reset, step, look, judge. Deterministic: a seed fixes every bit of an episode."""
+"""One simulated robot with its task: reset, step, look, judge. A seed fixes every bit of an episode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 ABSENT = (0.0, 0.0, -1.0)  # keypoint of what the scene does not have
 _KEYPOINT_SIGMA_M = 0.005
-# Each use of chance has a stream of its own, so that one more draw in one of them moves nothing in the others.
+# Each use of chance has a stream of its own: one more draw in one of them moves nothing in the others.
 _LAYOUT, _SHIFT, _RANDOMISATION, _KEYPOINT, _ARMS = range(5)
 
 
@@ -67,7 +67,7 @@ class World:
     # Episode -----------------------------------------------------------------------------------------
 
     def reset(self, seed: int, goal: Goal | None = None) -> None:
-        """Set up the episode of a seed (>= 0): layout, goal, wording, shift. A given goal replaces the drawn one."""
+        """Set up the episode of a seed (>= 0): layout, goal, wording, shift. A `goal` replaces the drawn."""
         if goal is not None and goal not in self.task.goals:
             raise ValueError(f"{goal} is not a goal of {self.task.name}")
         rng = np.random.default_rng([seed, _LAYOUT])
@@ -158,9 +158,10 @@ class World:
         return float(np.deg2rad(self._model.camera(camera).fovy[0]))
 
     def keypoints(self, noise: bool = True) -> NDArray[np.float32]:
-        """Points of KEYPOINT_NAMES, [7, 3] m in base_link, as a detector would give them: 5 mm of noise per axis.
+        """Points of KEYPOINT_NAMES, [7, 3] m in base_link, as of a detector: with 5 mm of noise per axis.
 
-        What the scene does not have is at ABSENT. Each noisy call draws anew from the episode's own random stream.
+        What the scene does not have is at ABSENT. Each noisy call draws anew from the episode's
+        own random stream.
         """
         points = np.tile(np.array(ABSENT), (len(KEYPOINT_NAMES), 1))
         error = (
@@ -198,7 +199,7 @@ class World:
         return self._grasps.holder(name)
 
     def tool(self, arm: str) -> Array:
-        """True position of the tool centre point, [3] m; differs from forward kinematics by the calibration error."""
+        """True tool centre point, [3] m; differs from forward kinematics by the calibration error."""
         return np.array(self._data.site(f"{arm}_tcp").xpos)
 
     def state(self) -> Array:
