@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The robot side (simulator, arbiter, episodes, recorder, uploader) and the fleet side (store, catalog, coordinator)."""
+"""The robot side (simulator, arbiter, episodes, recorder, uploader) and the fleet side (catalog, coordinator)."""
