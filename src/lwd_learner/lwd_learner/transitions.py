@@ -111,31 +111,36 @@ def read_trace(
     trace = EpisodeTrace(episode_id)
     executed: list[_Step] = []
     points: dict[int, Observation] = {}
+    due: list[tuple[int, int]] = []  # (step, stamp) of points to place once every sample up to the stamp was read
     running = False
     for topic, log_time, message in messages:
         stamp = _stamp_ns(message, log_time)
+        while due and log_time > due[0][1]:
+            _place(points, buffer, *due.pop(0))
         if getattr(message, "episode_id", episode_id) != episode_id:
             continue  # a latched message of the episode before
         if topic == "episode":
             _read_state(trace, message)
             if message.state == STATE_RUNNING and not running:
-                _place(points, -1, buffer, stamp)
+                due.append((-1, stamp))
             running = message.state == STATE_RUNNING
         elif topic == "executed_action" and running:
             step = _Step.of(message, joint_names, stamp)
             previous = executed[-1] if executed else step
             if AUTHOR_HOLD not in (previous.author, step.author) and previous.author != step.author:
-                _place(points, len(executed) - 1, buffer, previous.stamp)
+                due.append((len(executed) - 1, previous.stamp))
             executed.append(step)
         elif topic == "policy/action_chunk" and running:
             stamps = dict(zip(message.stream_names, map(_nanoseconds, message.stream_stamps), strict=True))
-            points[int(message.observation_step)] = buffer.at_stamps(stamps)
+            points[int(message.observation_step)] = buffer.at_stamps(_nanoseconds(message.observation_stamp), stamps)
         stream = streams.get(topic)
         if stream is not None:
             buffer.add(stream.name, stamp, decode_message(stream, message, joint_names))
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
-            _place(points, len(executed) - 1, buffer, stamp)
+            due.append((len(executed) - 1, stamp))
+    for step, stamp in due:
+        _place(points, buffer, step, stamp)
     if not trace.robot:
         raise EpisodeUnusable(f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended")
     if not executed:
@@ -228,7 +233,7 @@ class _Step:
         return _Step(stamp, positions, author, int(message.policy_version))
 
 
-def _place(points: dict[int, Observation], step: int, buffer: ObservationBuffer, stamp: int) -> None:
+def _place(points: dict[int, Observation], buffer: ObservationBuffer, step: int, stamp: int) -> None:
     """Put a decision after `step` unless one is there; a stale stream means that nobody could have decided."""
     if step not in points:
         try:

@@ -108,12 +108,21 @@ class Trunk(nn.Module):
 
     def perceive(self, inputs: dict[str, Tensor]) -> Perception:
         """What the feature is made of; the targets of pretraining."""
+        return self._perceive(inputs, self._read(inputs["tokens"]))
+
+    def _perceive(self, inputs: dict[str, Tensor], embedding: Tensor) -> Perception:
         raise NotImplementedError
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Text embedding [B, E]. Most of a batch says the same: every wording is read once."""
+        wordings, which = torch.unique(tokens, dim=0, return_inverse=True)
+        embedding: Tensor = self.text(wordings)[which]
+        return embedding
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Feature [B, F]."""
-        embedding = self.text(inputs["tokens"])
-        seen = self.perceive(inputs)
+        embedding = self._read(inputs["tokens"])
+        seen = self._perceive(inputs, embedding)
         nowhere = seen.keypoints.new_tensor(self.config.absent)
         found = torch.where(seen.presence_logits.unsqueeze(-1) > 0, seen.keypoints, nowhere)
         items = found[:, list(self.config.items)]
@@ -149,8 +158,7 @@ class KeypointTrunk(Trunk):
         points = np.stack([observation.values[KEYPOINTS] for observation in observations])
         return {**super().inputs(observations), "keypoints": torch.from_numpy(points)}
 
-    def perceive(self, inputs: dict[str, Tensor]) -> Perception:
-        embedding = self.text(inputs["tokens"])
+    def _perceive(self, inputs: dict[str, Tensor], embedding: Tensor) -> Perception:
         points = inputs["keypoints"]
         return Perception(
             keypoints=points,
@@ -184,7 +192,7 @@ class ImageTrunk(Trunk):
         images = np.stack([[o.values[camera] for camera in self.config.cameras] for o in observations])
         return {**super().inputs(observations), "images": torch.from_numpy(images)}
 
-    def perceive(self, inputs: dict[str, Tensor]) -> Perception:
+    def _perceive(self, inputs: dict[str, Tensor], embedding: Tensor) -> Perception:
         """inputs["images"]: uint8 [B, cameras, height, width, 3]."""
         images = inputs["images"].permute(0, 1, 4, 2, 3).to(self.overview_to_base.weight.dtype) / 127.5 - 1.0
         batch, slots = len(images), self.config.slots
@@ -194,7 +202,6 @@ class ImageTrunk(Trunk):
         coarse = self.overview_to_base(top[:, :slots, :2])
         located = self.locate(torch.cat([top.flatten(1), near.flatten(1), body.flatten(1)], dim=1))
         fine, presence = located.view(batch, slots, 4).split([3, 1], dim=-1)
-        embedding = self.text(inputs["tokens"])
         return Perception(
             keypoints=coarse + 0.1 * fine,
             presence_logits=presence.squeeze(-1),
@@ -221,7 +228,7 @@ class JointTrunk(Trunk):
         return {"joints": torch.from_numpy(state.astype(np.float32)), "tokens": tokens}
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return torch.cat([inputs["joints"], self.text_feature(self.text(inputs["tokens"]))], dim=1)
+        return torch.cat([inputs["joints"], self.text_feature(self._read(inputs["tokens"]))], dim=1)
 
 
 TRUNKS: dict[str, type[Trunk]] = {"keypoints": KeypointTrunk, "images": ImageTrunk, "joints": JointTrunk}

@@ -26,7 +26,7 @@ from lwd_fleet.data.store import LocalStore
 from lwd_fleet.data.uploader import Uploader
 from lwd_fleet.robot.arbiter import ArbiterTiming
 from lwd_fleet.sim.headless import EpisodeRequest, EpisodeResult, HeadlessSetup, run_expert, run_policy
-from lwd_fleet.sim.shift import named_shift
+from lwd_fleet.sim.shift import Shift
 from lwd_policy import checkpoint
 from lwd_policy.chunk_policy import ChunkPolicy
 from lwd_policy.embodiment import Embodiment
@@ -42,7 +42,7 @@ class RolloutRequest:
     robot_file: str
     episodes: list[tuple[str, int]]
     robot: str = "sim_headless"
-    shift: str = ""  # name of a domain shift; empty: none
+    shift: str = ""  # domain shift as JSON; empty: none
     image_size: int = 96
     robots: int = 8  # in lockstep
     policy: str = ""  # checkpoint directory; empty: the scripted expert, unless `follow`
@@ -99,7 +99,7 @@ def _setup(request: RolloutRequest, embodiment: Embodiment, spec: ObservationSpe
         embodiment=embodiment,
         timing=ArbiterTiming(),
         spec=spec,
-        shift=named_shift(request.shift),
+        shift=Shift.from_json(request.shift),
         image_size=request.image_size,
         spool=Path(request.spool) if request.spool else None,
         robot=request.robot,
