@@ -114,7 +114,7 @@ class Catalog:
         self._engine = open_engine(str(url))
         self._clock = clock
 
-    def __enter__(self) -> Catalog:  # noqa: PYI034 (typing.Self is not in Python 3.10)
+    def __enter__(self) -> Catalog:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -215,7 +215,7 @@ class Catalog:
         return self._read(query, LabelRow)
 
     def outcomes(self, snapshot: tuple[int, int]) -> dict[str, str]:
-        """Episode id -> outcome of every episode of a snapshot: the last verdict up to m, else as recorded."""
+        """Outcome of every episode of a snapshot, by id: the last verdict up to m, else as recorded."""
         n, m = snapshot
         query = sql.select(EPISODES.c.episode_id, EPISODES.c.outcome).where(EPISODES.c.seq <= n)
         with self._engine.begin() as connection:

@@ -6,27 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import time
 import uuid
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-import zstandard
-from mcap.exceptions import McapError
 from mcap.reader import make_reader
-from mcap.records import Channel, Footer, Header, Message, Metadata, Schema, Statistics
-from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, Writer
-from rosbags.serde import SerdeError
 
 from lwd_fleet.data import messages
 from lwd_fleet.data.bag import METADATA_FILE, OfferedQos, TopicInfo, bag_information, dump, metadata_yaml
+from lwd_fleet.data.bag_scan import ORIGIN_RECORD, PROFILE, TRUNCATED_RECORD, EpisodeRejected, Scan
+from lwd_fleet.data.bag_scan import scan as scan_bag
 from lwd_fleet.data.files import sha256_of, sync_directory, write_atomically
 from lwd_fleet.data.summary import (
     FORMAT_VERSION,
@@ -36,22 +30,22 @@ from lwd_fleet.data.summary import (
     relative_topic,
 )
 
+__all__ = [
+    "EpisodeReader",
+    "EpisodeRejected",
+    "EpisodeWriter",
+    "RecordedMessage",
+    "SealedInfo",
+    "bag_file",
+    "episode_digest",
+    "mint_episode_id",
+    "rebuild_episode_json",
+    "rebuild_metadata",
+]
 PARTIAL_SUFFIX = ".partial"
 EPISODE_FILE = "episode.json"
-ORIGIN_RECORD = "lwd_episode"  # MCAP metadata record: who recorded what
-TRUNCATED_RECORD = "lwd_truncated"  # MCAP metadata record: why the recording is incomplete
 CHUNK_BYTES = 512 * 1024
 DEFAULT_QOS = OfferedQos()
-
-_PROFILE = "ros2"
-_MAGIC_BYTES = 8
-_CRC_BYTES = 4
-BROKEN = (McapError, zstandard.ZstdError, struct.error, ValueError, KeyError, MemoryError, OverflowError)
-"""What the MCAP reader raises on damaged bytes (its CRC error is a `ValueError`)."""
-
-
-class EpisodeRejected(Exception):
-    """A recording is not a sealed, undamaged episode; the text says which and why, for a person."""
 
 
 def mint_episode_id(now_ns: int | None = None) -> str:
@@ -111,7 +105,7 @@ class EpisodeWriter:
         self._writer = Writer(
             self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD, enable_data_crcs=True
         )
-        self._writer.start(profile=_PROFILE, library="lwd")
+        self._writer.start(profile=PROFILE, library="lwd")
         self._writer.add_metadata(
             ORIGIN_RECORD,
             {
@@ -198,11 +192,11 @@ class EpisodeWriter:
         return self._topics[topic]
 
     def _finish(self, truncated: str) -> None:
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
         if truncated:
             self._writer.add_metadata(TRUNCATED_RECORD, {"reason": truncated})
         self._writer.add_metadata("rosbag2", {"serialized_metadata": dump(self._information()).strip()})
-        self._writer.finish()  # type: ignore[no-untyped-call]
+        self._writer.finish()
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
@@ -254,7 +248,7 @@ class EpisodeReader:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._file = _payload(self.path)
-        scan = _scan(self._file)
+        scan = scan_bag(self._file)
         if self.path.name != scan.builder.episode_id:
             raise EpisodeRejected(f"{self.path.name}: the bag inside is of episode {scan.builder.episode_id}")
         _check_metadata(self.path, scan)
@@ -288,7 +282,7 @@ def episode_digest(files: Iterable[FileEntry]) -> str:
 def rebuild_episode_json(path: Path) -> EpisodeSummary:
     """Write `episode.json` anew from the bag. Raises `EpisodeRejected` if the bag is damaged."""
     file = _payload(path)
-    scan = _scan(file)
+    scan = scan_bag(file)
     summary = _summary(file, scan)
     write_atomically(path / EPISODE_FILE, summary.text().encode())
     return summary
@@ -296,19 +290,10 @@ def rebuild_episode_json(path: Path) -> EpisodeSummary:
 
 def rebuild_metadata(path: Path) -> None:
     """Write `metadata.yaml` anew from the bag. Raises `EpisodeRejected` if the bag is damaged."""
-    scan = _scan(_payload(path))
+    scan = scan_bag(_payload(path))
     builder = scan.builder
     information = bag_information(bag_file(builder.episode_id), scan.topics, builder.start_ns, builder.end_ns)
     write_atomically(path / METADATA_FILE, metadata_yaml(information).encode())
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What one pass over a bag found."""
-
-    topics: tuple[TopicInfo, ...]
-    builder: SummaryBuilder
-    truncated: str
 
 
 def _payload(path: Path) -> Path:
@@ -320,108 +305,7 @@ def _payload(path: Path) -> Path:
     return found[0]
 
 
-def _scan(file: Path) -> _Scan:
-    """Read every byte of a bag once. Raises `EpisodeRejected`."""
-    name = file.parent.name
-    try:
-        return _scan_records(file)
-    except EpisodeRejected:
-        raise
-    except BROKEN as error:
-        raise EpisodeRejected(f"{name}: {file.name} is damaged: {type(error).__name__}: {error}") from error
-    except SerdeError as error:
-        raise EpisodeRejected(f"{name}: a message does not fit its type: {error}") from error
-
-
-def _scan_records(file: Path) -> _Scan:
-    name = file.parent.name
-    schemas: dict[int, Schema] = {}
-    channels: dict[int, Channel] = {}
-    counts: Counter[int] = Counter()
-    records: dict[str, dict[str, str]] = {}
-    statistics: Statistics | None = None
-    footer: Footer | None = None
-    builder: SummaryBuilder | None = None
-    with file.open("rb") as stream:
-        reader = StreamReader(stream, validate_crcs=True, record_size_limit=file.stat().st_size)
-        for record in reader.records:
-            if builder is None and isinstance(record, (Schema, Channel, Message)):
-                raise EpisodeRejected(f"{name}: not a bag of this project: it starts without {ORIGIN_RECORD}")
-            if isinstance(record, Message) and builder is not None:
-                channel = channels[record.channel_id]
-                counts[record.channel_id] += 1
-                builder.add(channel.topic, schemas[channel.schema_id].name, record.data, record.log_time)
-            elif isinstance(record, Schema):
-                schemas[record.id] = record
-            elif isinstance(record, Channel):
-                if record.id not in channels:
-                    _check_type(name, record, schemas[record.schema_id])
-                channels[record.id] = record
-            elif isinstance(record, Metadata):
-                records[record.name] = record.metadata
-                if record.name == ORIGIN_RECORD:
-                    builder = _builder(name, record.metadata)
-            elif isinstance(record, Statistics):
-                statistics = record
-            elif isinstance(record, Footer):
-                footer = record
-            elif isinstance(record, Header) and record.profile != _PROFILE:
-                raise EpisodeRejected(f"{name}: MCAP profile {record.profile!r}, not {_PROFILE!r}")
-        if stream.read(1):
-            raise EpisodeRejected(f"{name}: {file.name} goes on after its end")
-    if footer is None or statistics is None or builder is None:
-        raise EpisodeRejected(f"{name}: {file.name} lacks its footer, its statistics or its origin")
-    _check_summary_crc(file, footer)
-    recorded = {channel: number for channel, number in statistics.channel_message_counts.items() if number}
-    if dict(counts) != recorded or statistics.message_count != sum(counts.values()):
-        raise EpisodeRejected(
-            f"{name}: {sum(counts.values())} messages in the file, {statistics.message_count} in its statistics"
-        )
-    topics = tuple(
-        TopicInfo(
-            name=channel.topic,
-            type=schemas[channel.schema_id].name,
-            type_hash=channel.metadata.get("topic_type_hash", ""),
-            qos=yaml.safe_load(channel.metadata.get("offered_qos_profiles", "[]")),
-            messages=counts[channel.id],
-        )
-        for channel in channels.values()
-    )
-    return _Scan(topics, builder, records.get(TRUNCATED_RECORD, {}).get("reason", ""))
-
-
-def _builder(name: str, origin: dict[str, str]) -> SummaryBuilder:
-    if origin.get("format_version") != str(FORMAT_VERSION):
-        raise EpisodeRejected(
-            f"{name}: episode format {origin.get('format_version')}; this program reads {FORMAT_VERSION}"
-        )
-    return SummaryBuilder(origin["episode_id"], origin["robot"], origin["source"])
-
-
-def _check_type(name: str, channel: Channel, schema: Schema) -> None:
-    recorded = channel.metadata.get("topic_type_hash", "")
-    try:
-        installed = messages.type_hash(schema.name)
-    except messages.InterfacesMissing:
-        return  # a vendor's type that only its robot knows: carried along, decoded by nobody here
-    if recorded != installed:
-        raise EpisodeRejected(
-            f"{name}: {channel.topic} was recorded with another definition of {schema.name} "
-            f"({recorded[:15]}..., here {installed[:15]}...)"
-        )
-
-
-def _check_summary_crc(file: Path, footer: Footer) -> None:
-    """The stream reader checks chunks and the data section, not the summary behind them."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        stream.seek(footer.summary_start)
-        summary = stream.read(size - footer.summary_start - _MAGIC_BYTES - _CRC_BYTES)
-    if zlib.crc32(summary) != footer.summary_crc:
-        raise EpisodeRejected(f"{file.parent.name}: {file.name} is damaged: CRC of the summary section")
-
-
-def _check_metadata(path: Path, scan: _Scan) -> None:
+def _check_metadata(path: Path, scan: Scan) -> None:
     try:
         text = (path / METADATA_FILE).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -444,11 +328,12 @@ def _check_metadata(path: Path, scan: _Scan) -> None:
     if listed != found or total != sum(found.values()):
         wrong = sorted(topic for (topic, kind), number in found.items() if listed[topic, kind] != number)
         raise EpisodeRejected(
-            f"{path.name}: {METADATA_FILE} and the bag differ in message counts of {', '.join(wrong) or 'the total'}"
+            f"{path.name}: {METADATA_FILE} and the bag differ in message counts of "
+            f"{', '.join(wrong) or 'the total'}"
         )
 
 
-def _summary(file: Path, scan: _Scan) -> EpisodeSummary:
+def _summary(file: Path, scan: Scan) -> EpisodeSummary:
     files = (FileEntry(file.name, sha256_of(file), file.stat().st_size),)
     return scan.builder.build(files, episode_digest(files), scan.truncated)
 

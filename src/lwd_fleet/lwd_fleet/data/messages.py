@@ -43,7 +43,7 @@ def deserialise(cdr: bytes, type_name: str) -> Any:
 
 
 def create(type_name: str, **fields: Any) -> Any:
-    """A message of `type_name` with the given fields, everything else zero or empty, as a ROS constructor does.
+    """A message of `type_name` with the given fields and everything else zero or empty, as ROS makes it.
 
     Raises `TypeError` for a field the type does not have.
     """

@@ -13,9 +13,8 @@ from mcap.records import Channel, Footer, Message, Metadata, Schema
 from mcap.stream_reader import StreamReader
 
 from lwd_fleet.data.bag import OfferedQos
+from lwd_fleet.data.bag_scan import BROKEN, ORIGIN_RECORD
 from lwd_fleet.data.episode import (
-    BROKEN,
-    ORIGIN_RECORD,
     PARTIAL_SUFFIX,
     EpisodeWriter,
     SealedInfo,

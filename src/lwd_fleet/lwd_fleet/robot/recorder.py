@@ -25,8 +25,8 @@ class RecordingFailed(Exception):
 class TopicSpec:
     """A topic to record, relative to the robot's namespace.
 
-    `rate_hz`: expected rate; 0 where there is none (events) or it is not known. `latched`: its last message is
-    written again at the start of every episode. `required`: an episode cannot start without its publisher.
+    `rate_hz`: expected rate; 0 where there is none (events) or it is unknown. `latched`: its last message
+    is written again at the start of every episode. `required`: an episode cannot start without its publisher.
     """
 
     name: str
