@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the learner sees of the replay: one minibatch of chunk transitions, as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions in the n-step view. algorithm.md 2.1, 2.2."""
+
+    context: Tensor  # [B, C] float32, feature history at the decision, oldest first
+    action: Tensor  # [B, H, A] float32 normalised
+    mask: Tensor  # [B, H] bool, executed steps: all that a critic may see
+    valid: Tensor  # [B, H] bool, steps that the same author took: what cloning may imitate
+    reward: Tensor  # [B] float32, discounted over the window
+    discount: Tensor  # [B] float32, of the bootstrap; 0 where the episode ended in the window
+    next_context: Tensor  # [B, C] float32, where the window ends; meaningless where discount is 0
+    online: Tensor  # [B] bool
+    author: Tensor  # [B] int64, AUTHOR_* of transitions.py
+    outcome: Tensor  # [B] int64, OUTCOME_* of the episode
+    policy_version: Tensor  # [B] int64
+    task: Tensor  # [B] int64, index into Replay.tasks
+    row: Tensor  # [B] int64, row of the replay
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same rows on another device; itself where it is there already."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
