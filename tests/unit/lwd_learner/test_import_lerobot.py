@@ -249,7 +249,7 @@ def test_importing_twice_gives_the_same_episode_and_writes_it_once(dataset: Path
     elsewhere = import_lerobot(dataset, tmp_path / "b")
     assert [result.episode_id for result in first] == [result.episode_id for result in again]
     assert [result.messages for result in again] == [0, 0]
-    assert len(set(result.episode_id for result in first)) == 2
+    assert len({result.episode_id for result in first}) == 2
     assert {uuid.UUID(result.episode_id).version for result in first} == {5}
     for one, other in zip(first, elsewhere, strict=True):
         assert one.path is not None and other.path is not None

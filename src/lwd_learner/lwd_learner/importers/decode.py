@@ -113,7 +113,7 @@ def _vector(message: Any, names: Sequence[str]) -> NDArray[np.float64]:
 
 def _compressed_image(message: Any, names: Sequence[str]) -> bytes:
     data = bytes(message.data)
-    if not (data.startswith(b"\xff\xd8") or data.startswith(b"\x89PNG")):
+    if not data.startswith((b"\xff\xd8", b"\x89PNG")):
         raise ImportRefused(
             Reason.UNSUPPORTED, f"CompressedImage of format {message.format!r} is neither JPEG nor PNG"
         )

@@ -259,7 +259,7 @@ def _survey(container: Container, mapping: BagMapping, channels: _Channels) -> _
 
 
 def _cut_actions(name: str, mapping: BagMapping, survey: _Survey) -> list[Sample]:
-    """ "command" samples on the grid, from the first complete observation to the last measured joints."""
+    """Samples of the command on the grid, from the first complete observation to the last measured joints."""
     step, joints = mapping.step_ns, survey.joints
     start = max(
         survey.first[stream.name]
