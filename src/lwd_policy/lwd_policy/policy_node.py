@@ -85,7 +85,6 @@ class PolicyNode(ManagedNode):
         self._between_episodes = True
         self._step = -1  # last policy step executed in this episode
         self._asked_at_step: int | None = None
-        self._load_started: dict[PolicyVersion, float] = {}
         self._load_s = 0.0
         self._finished: deque[Callable[[], None]] = deque()
         self._wake = self.create_guard_condition(self._collect)
@@ -148,22 +147,21 @@ class PolicyNode(ManagedNode):
             return
         wanted = PolicyVersion(options.version, options.uri, options.digest)
         if self._slot.want(wanted):
-            self._load_started[wanted] = time.monotonic()
+            started = time.monotonic()
             allowed, embodiment, device = options.uri_allow, self._embodiment, options.device
             self._worker.submit(
                 lambda: load_policy(wanted, allowed, embodiment, device),
-                lambda loaded: self._loaded(loaded),
+                lambda loaded: self._loaded(loaded, time.monotonic() - started),
                 lambda error: self._refused(wanted, error),
             )
         self._publish_status()
 
-    def _loaded(self, loaded: LoadedPolicy) -> None:
-        self._load_s = time.monotonic() - self._load_started.pop(loaded.version)
+    def _loaded(self, loaded: LoadedPolicy, load_s: float) -> None:
+        self._load_s = load_s
         self._slot.loaded(loaded)
         self._swap()
 
     def _refused(self, wanted: PolicyVersion, error: Exception) -> None:
-        self._load_started.pop(wanted, None)
         reason = str(error) if isinstance(error, CheckpointRefused) else f"{type(error).__name__}: {error}"
         self._slot.refuse(wanted, reason)
         self.get_logger().error(f"policy {wanted.version} refused: {reason}")

@@ -86,22 +86,28 @@ class PolicySlot:
         self.active: LoadedPolicy | None = None
         self.refused: tuple[PolicyVersion, str] | None = None
         self._ready: LoadedPolicy | None = None
+        self._loading: set[PolicyVersion] = set()
 
     def want(self, version: PolicyVersion) -> bool:
-        """Note the desired version; returns whether it has to be loaded."""
+        """Note the desired version; returns whether it has to be loaded (then call `loaded` or `refuse`)."""
         self.desired = version
         if self._ready is not None and self._ready.version != version:
             self._ready = None
-        running = None if self.active is None else self.active.version
-        return version not in (running, None if self._ready is None else self._ready.version)
+        there = [one.version for one in (self.active, self._ready) if one is not None]
+        if version in there or version in self._loading:
+            return False
+        self._loading.add(version)
+        return True
 
     def loaded(self, policy: LoadedPolicy) -> None:
         """A version is ready; one that is no longer desired is dropped."""
+        self._loading.discard(policy.version)
         if policy.version == self.desired:
             self._ready = policy
 
     def refuse(self, version: PolicyVersion, reason: str) -> None:
         """A version cannot be used."""
+        self._loading.discard(version)
         self.refused = (version, reason)
 
     def swap(self, between_episodes: bool) -> bool:

@@ -42,8 +42,10 @@ TO_STATE = {
 
 def cause(machine, clock, event):
     if event is Event.GOAL:
-        machine.begin("e1", "place", "put it there", 10.0)
+        machine.begin("e1", "place", "put it there")
     elif event is Event.READY:
+        if machine.state is State.PREPARING:
+            machine.describe("put it there", 7, 10.0)
         machine.run()
     elif event is Event.REFUSED:
         machine.refuse()
@@ -79,8 +81,8 @@ def test_the_table_is_all_that_can_happen(machine, clock, state, event):
 
 @pytest.fixture
 def running(machine):
-    machine.begin("e1", "place", "", 10.0)
-    machine.describe("put it there", 7)
+    machine.begin("e1", "place", "")
+    machine.describe("put it there", 7, 10.0)
     machine.run()
     return machine
 
@@ -138,7 +140,7 @@ def test_an_operators_verdict_is_recorded_as_his(running):
 def test_every_change_is_announced_with_the_state_it_leads_to(clock):
     seen = []
     machine = EpisodeMachine(clock, lambda: seen.append((machine.state, machine.episode.episode_id)))
-    machine.begin("e1", "place", "x", 5.0)
+    machine.begin("e1", "place", "x")
     machine.run()
     machine.abort("x")
     machine.close()

@@ -9,6 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from lwd_msgs.msg import ActionChunk, ControlMode, EpisodeState, ExecutedAction
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from lwd_fleet.robot.arbiter import Arbiter, ArbiterTiming, Chunk, ExecutedStep, Output, State
 from lwd_policy.embodiment import Embodiment, EmbodimentError
 from lwd_policy.managed_node import (
     ERROR,
@@ -21,15 +30,6 @@ from lwd_policy.managed_node import (
     run_node,
 )
 from lwd_policy.qos import COMMAND, EVENTS, LATCHED
-from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
-from rclpy.time import Time
-from sensor_msgs.msg import JointState
-from std_msgs.msg import Bool
-from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
-
-from lwd_fleet.robot.arbiter import Arbiter, ArbiterTiming, Chunk, ExecutedStep, Output, State
 
 _MODES = {
     State.HOLD: ControlMode.MODE_HOLD,

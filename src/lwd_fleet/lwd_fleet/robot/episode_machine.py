@@ -86,15 +86,17 @@ class EpisodeMachine:
         """Since the episode started running; 0 before."""
         return self._clock() - self.episode.started_s if self.state is State.RUNNING else 0.0
 
-    def begin(self, episode_id: str, task: str, instruction: str, time_limit_s: float) -> None:
+    def begin(self, episode_id: str, task: str, instruction: str) -> None:
         """Start to prepare an episode. `instruction` may be empty until `describe`."""
-        self._happened(Event.GOAL, Episode(episode_id, task, instruction, time_limit_s=time_limit_s))
+        self._happened(Event.GOAL, Episode(episode_id, task, instruction))
 
-    def describe(self, instruction: str, seed: int) -> None:
+    def describe(self, instruction: str, seed: int, time_limit_s: float) -> None:
         """What the prepared scene says. Only while preparing."""
         if self.state is not State.PREPARING:
             raise NotNow(f"describe while {self.state.name}")
-        self.episode = dataclasses.replace(self.episode, instruction=instruction, seed=seed)
+        self.episode = dataclasses.replace(
+            self.episode, instruction=instruction, seed=seed, time_limit_s=time_limit_s
+        )
         self._changed()
 
     def run(self) -> None:

@@ -47,7 +47,7 @@ class EpisodeParameters:
 
     tasks: tuple[str, ...] = parameter(("*",), "tasks this robot may be given; '*': any")
     time_limit_s: float = parameter(
-        30.0, "time limit of an episode whose goal states none", unit="s", low=0.1, high=86400.0
+        30.0, "time limit of an episode where neither the goal nor the scene states one", unit="s", low=0.1, high=86400.0
     )
     reset_scene: bool = parameter(True, "ask `reset_scene` before an episode")
     detector: bool = parameter(True, "ask `check_success` during an episode")
@@ -181,9 +181,9 @@ class EpisodeNode(ManagedNode):
     async def _prepare(self, handle: Any, episode_id: str) -> None:
         """Reset the scene, tell everyone, and return once everything is being recorded."""
         goal, options = handle.request, self.parameters
-        limit_s = goal.time_limit_s if goal.time_limit_s > 0 else options.time_limit_s
+        limit_s = goal.time_limit_s
         self._steps = 0
-        self._machine.begin(episode_id, goal.task, goal.instruction, limit_s)
+        self._machine.begin(episode_id, goal.task, goal.instruction)
         instruction, seed = goal.instruction, -1
         if options.reset_scene:
             request = ResetScene.Request(task=goal.task, seed=goal.seed)
@@ -191,13 +191,14 @@ class EpisodeNode(ManagedNode):
             if not scene.success:
                 raise _Refused(f"the scene cannot be reset: {scene.message}")
             instruction, seed = goal.instruction or scene.instruction, scene.seed
+            limit_s = limit_s or scene.time_limit_s
         if not instruction:
             raise _Refused(f"no instruction for task {goal.task!r}: give one in the goal")
         self._require_preparing()
         if handle.is_cancel_requested:
             self._machine.abort("cancelled")
             raise _Refused("cancelled while preparing")
-        self._machine.describe(instruction, seed)
+        self._machine.describe(instruction, seed, limit_s or options.time_limit_s)
         self._task.publish(String(data=instruction))
         request = StartRecording.Request(
             episode_id=episode_id, robot=self._robot, task=goal.task, instruction=instruction

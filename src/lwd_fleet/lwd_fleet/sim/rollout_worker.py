@@ -42,7 +42,7 @@ class RolloutRequest:
     robot_file: str
     episodes: list[tuple[str, int]]
     robot: str = "sim_headless"
-    shift: str = ""  # domain shift as JSON; empty: none
+    shift: str = ""  # a name of shift.SHIFTS or JSON; empty: none
     image_size: int = 96
     robots: int = 8  # in lockstep
     policy: str = ""  # checkpoint directory; empty: the scripted expert, unless `follow`
@@ -99,7 +99,7 @@ def _setup(request: RolloutRequest, embodiment: Embodiment, spec: ObservationSpe
         embodiment=embodiment,
         timing=ArbiterTiming(),
         spec=spec,
-        shift=Shift.from_json(request.shift),
+        shift=Shift.parse(request.shift),
         image_size=request.image_size,
         spool=Path(request.spool) if request.spool else None,
         robot=request.robot,

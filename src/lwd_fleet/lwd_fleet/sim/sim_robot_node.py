@@ -165,6 +165,7 @@ class SimRobotNode(ManagedNode):
         self._driver.reset(world)
         response.success, response.message = True, "reset"
         response.instruction, response.seed = world.instruction, seed
+        response.time_limit_s = world.time_limit_s
         return response
 
     def _on_check(
