@@ -15,12 +15,13 @@ pytest.importorskip("rclpy")
 pytest.importorskip("lwd_msgs")
 
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from std_msgs.msg import Bool
+
 from lwd_fleet.deployment import NodeSpec, lifecycle_manager
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.supervisor import Supervisor
 from lwd_policy.qos import LATCHED
-from rclpy.executors import SingleThreadedExecutor
-from std_msgs.msg import Bool
 
 WAIT_S = 60.0  # for things that take a second; long, because the machine may be busy
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lwd_fleet.deployment import NodeSpec
 from lwd_msgs.msg import ActionChunk, ControlMode, EpisodeState, ExecutedAction
-from lwd_policy.embodiment import Embodiment
-from lwd_policy.qos import COMMAND, EVENTS, LATCHED
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
+
+from lwd_fleet.deployment import NodeSpec
+from lwd_policy.embodiment import Embodiment
+from lwd_policy.qos import COMMAND, EVENTS, LATCHED
 
 ROBOT_FILE = Path(__file__).parents[2] / "config" / "robots" / "sim_dual_arm.yaml"
 HOLD, POLICY, ESTOP = ControlMode.MODE_HOLD, ControlMode.MODE_POLICY, ControlMode.MODE_ESTOP

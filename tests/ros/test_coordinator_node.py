@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lwd_msgs.action import RunEpisode
+from lwd_msgs.msg import EpisodeState, FleetStatus, PolicyStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.action import ActionServer, GoalResponse
 
 from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.deployment import NodeSpec
 from lwd_fleet.rollout.coordinator import FIRST_SEED
-from lwd_msgs.action import RunEpisode
-from lwd_msgs.msg import EpisodeState, FleetStatus, PolicyStatus
 from lwd_policy.qos import LATCHED
 
 
@@ -28,6 +29,8 @@ class FakeRobot:
             self.node.declare_parameter(key, value)
         self.node.add_on_set_parameters_callback(self._set)
         self._status = self.node.create_publisher(PolicyStatus, f"/{name}/policy/status", LATCHED)
+        self._alive = self.node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.node.create_timer(0.5, self._tell_that_it_lives)
         self._server = ActionServer(
             self.node,
             RunEpisode,
@@ -43,6 +46,10 @@ class FakeRobot:
                 desired_version=version, desired_digest=digest, active_version=version, active_digest=digest
             )
         )
+
+    def _tell_that_it_lives(self) -> None:
+        name = f"{self.node.get_fully_qualified_name()}: lifecycle"
+        self._alive.publish(DiagnosticArray(status=[DiagnosticStatus(name=name, message="active")]))
 
     def _set(self, parameters) -> SetParametersResult:
         values = {one.name: one.value for one in parameters}

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from std_msgs.msg import Bool
+
 from lwd_fleet.deployment import NodeSpec, lifecycle_manager
 from lwd_policy.qos import LATCHED
-from std_msgs.msg import Bool
 
 ROBOT_FILE = Path(__file__).parents[2] / "config" / "robots" / "sim_dual_arm.yaml"
 

@@ -69,6 +69,11 @@ class Deployment:
     learner: Mapping[str, Any] | None  # parameters of the learner node; None: no learner here
 
     @property
+    def policies(self) -> Path:
+        """Directory of the policy versions; robots take weights from nowhere else."""
+        return self.run_dir / "policies"
+
+    @property
     def simulated(self) -> bool:
         """Whether no real robot is part of it."""
         return all(robot.kind == "sim" for robot in self.robots)
@@ -336,10 +341,15 @@ def robot_nodes(deployment: Deployment, robot: Robot, dry_run: bool = False) -> 
             "uploader",
             {"spool": spool, "store": deployment.store, "catalog": deployment.catalog},
         ),
-        spec("lwd_policy", "policy", {"robot_file": robot_file}),
+        spec("lwd_policy", "policy", {"robot_file": robot_file, "uri_allow": policy_roots(deployment)}),
         spec("lwd_fleet", "arbiter", arbiter),
         spec("lwd_fleet", "episode", episode),
     ]
+
+
+def policy_roots(deployment: Deployment) -> list[str]:
+    """Directories from which a robot loads policies: those that this deployment writes."""
+    return list(dict.fromkeys([str(deployment.run_dir), deployment.store.removeprefix("file://")]))
 
 
 def coordinator_node(deployment: Deployment) -> NodeSpec:

@@ -12,14 +12,14 @@ from typing import Any
 
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
-from lwd_policy.qos import LATCHED
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.task import Future
 from std_msgs.msg import Bool
 
 from lwd_fleet.bring_up import UNREACHABLE, BringUp
+from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
+from lwd_policy.qos import LATCHED
 
 _TRANSITIONS = {"configure": Transition.TRANSITION_CONFIGURE, "activate": Transition.TRANSITION_ACTIVATE}
 _TICK_S = 0.1

@@ -24,10 +24,15 @@ V1, V2 = Desired(1, "file:///store/v1", "digest1"), Desired(2, "file:///store/v2
 def fleet(**options) -> Coordinator:
     tasks = {"r1": ["place", "stow"], "r2": ["place"]}
     coordinator = Coordinator(
-        tasks, timing=CoordinatorTiming(update_timeout_s=10.0, silence_s=30.0), **options
+        tasks, timing=CoordinatorTiming(10.0, silence_s=30.0, policy_silence_s=100.0), **options
     )
     coordinator.catalog(V1, committed=0)
     return coordinator
+
+
+def give_policy(coordinator: Coordinator, name: str, now: float = 0.0) -> None:
+    coordinator.policy_status(name, "digest1", active_version=1)
+    coordinator.policy_heard(name, now)
 
 
 def run(coordinator: Coordinator, name: str, now: float = 0.0, success: bool = True) -> Goal:
@@ -41,13 +46,24 @@ def test_a_robot_gets_work_only_once_it_runs_a_policy():
     coordinator = fleet()
     assert coordinator.goals_due(0.0) == []
     coordinator.policy_status("r2", "digest1", active_version=1)
+    assert coordinator.goals_due(0.0) == [], "its latched status may have outlived it"
+    coordinator.policy_heard("r2", 0.0)
     assert [name for name, _ in coordinator.goals_due(0.0)] == ["r2"]
+
+
+def test_a_robot_whose_policy_died_gets_no_work_though_its_status_is_still_there():
+    coordinator = fleet()
+    give_policy(coordinator, "r1", now=0.0)
+    assert coordinator.goals_due(100.0) != []
+    assert coordinator.goals_due(100.1) == []
+    coordinator.policy_heard("r1", 200.0)
+    assert coordinator.goals_due(200.0) != []
 
 
 def test_tasks_take_turns_and_no_scene_comes_twice():
     coordinator = fleet()
     for name in ("r1", "r2"):
-        coordinator.policy_status(name, "digest1", 1)
+        give_policy(coordinator, name)
     goals = [run(coordinator, name) for name in ("r1", "r2", "r1", "r1", "r2")]
     assert [goal.task for goal in goals] == ["place", "place", "stow", "place", "place"]
     seeds = [goal.seed for goal in goals]
@@ -56,7 +72,7 @@ def test_tasks_take_turns_and_no_scene_comes_twice():
 
 def test_a_coordinator_started_again_goes_on_with_fresh_scenes():
     coordinator = Coordinator({"r1": ["place"]})
-    coordinator.policy_status("r1", "digest1", 1)
+    give_policy(coordinator, "r1")
     assert coordinator.goals_due(0.0) == [], "the catalog has not been seen yet"
     coordinator.catalog(V1, committed=120)
     assert run(coordinator, "r1").seed == FIRST_SEED + 120
@@ -75,7 +91,7 @@ def test_a_robot_without_a_task_is_refused():
 def test_it_stops_after_the_number_of_episodes_asked_for():
     coordinator = fleet(episodes_per_robot=2)
     for name in ("r1", "r2"):
-        coordinator.policy_status(name, "digest1", 1)
+        give_policy(coordinator, name)
         run(coordinator, name, success=True)
         assert not coordinator.finished
         run(coordinator, name, success=False)
@@ -85,7 +101,7 @@ def test_it_stops_after_the_number_of_episodes_asked_for():
 
 def test_a_refused_goal_is_offered_again_later_and_a_failed_episode_is_not_repeated():
     coordinator = fleet()
-    coordinator.policy_status("r1", "digest1", 1)
+    give_policy(coordinator, "r1")
     ((_, goal),) = coordinator.goals_due(0.0)
     coordinator.goal_sent("r1", 0.0)
     coordinator.goal_refused("r1", "busy", 1.0)
@@ -102,7 +118,7 @@ def test_a_refused_goal_is_offered_again_later_and_a_failed_episode_is_not_repea
 def test_a_robot_that_falls_silent_is_given_up_and_the_others_go_on():
     coordinator = fleet()
     for name in ("r1", "r2"):
-        coordinator.policy_status(name, "digest1", 1)
+        give_policy(coordinator, name)
     for name, _ in coordinator.goals_due(0.0):
         coordinator.goal_sent(name, 0.0)
     for second in range(1, 30):
@@ -128,8 +144,8 @@ def test_every_robot_is_told_the_version_until_its_status_shows_it():
 
 def test_a_robot_that_lost_its_version_is_told_again():
     coordinator = fleet()
-    coordinator.policy_status("r1", "digest1", 1)
-    coordinator.policy_status("r2", "digest1", 1)
+    give_policy(coordinator, "r1")
+    give_policy(coordinator, "r2")
     assert coordinator.updates_due(0.0) == []
     coordinator.policy_status("r2", "", -1)  # its policy node was killed and is back
     assert coordinator.updates_due(0.0) == [("r2", V1)]
@@ -137,7 +153,7 @@ def test_a_robot_that_lost_its_version_is_told_again():
 
 def test_an_update_without_an_answer_or_with_a_refusal_is_tried_again_later():
     coordinator = fleet()
-    coordinator.policy_status("r2", "digest1", 1)
+    give_policy(coordinator, "r2")
     coordinator.update_sent("r1", 0.0)
     assert coordinator.updates_due(9.0) == []
     assert coordinator.updates_due(11.0) == [] and "no answer in 10 s" in coordinator.robots["r1"].note

@@ -7,10 +7,11 @@ Times are seconds of any one steady clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-EVALUATION_SEEDS = range(0, 1_000_000)
+EVALUATION_SEEDS = range(1_000_000)
 """Scenes that evaluations may use; the fleet never collects experience in them."""
 
 FIRST_SEED = EVALUATION_SEEDS.stop
@@ -41,6 +42,7 @@ class CoordinatorTiming:
 
     update_timeout_s: float = 10.0  # a robot that takes longer to take the parameters is asked again
     silence_s: float = 30.0  # a robot that tells nothing of its episode for so long is given up
+    policy_silence_s: float = 3.0  # a policy node that says so long not that it is active may be dead
 
 
 @dataclass
@@ -52,6 +54,7 @@ class RobotView:
     desired_digest: str = ""  # as the robot says
     active_version: int = -1
     refused: tuple[int, str] = (-1, "")  # version and reason
+    policy_heard_s: float = -math.inf  # when the policy node last said that it is active
     goal: Goal | None = None  # assigned, or to be assigned next
     goal_since_s: float | None = None  # when it was sent; None: not sent
     heard_s: float = 0.0  # last sign of life while a goal is out
@@ -124,6 +127,10 @@ class Coordinator:
         robot = self.robots[name]
         robot.desired_digest, robot.active_version, robot.refused = desired_digest, active_version, refused
 
+    def policy_heard(self, name: str, now_s: float) -> None:
+        """The robot's policy node lives and is active. (Its status is latched: it outlives the node.)"""
+        self.robots[name].policy_heard_s = now_s
+
     def heard(self, name: str, now_s: float) -> None:
         """A sign of life of the robot's episode."""
         self.robots[name].heard_s = now_s
@@ -166,7 +173,7 @@ class Coordinator:
         due = []
         for robot in self.robots.values():
             done = 0 < self._episodes_per_robot <= robot.episodes
-            if robot.running or done or robot.active_version < 0 or now_s < robot.goal_retry_s:
+            if robot.running or done or now_s < robot.goal_retry_s or not self._has_policy(robot, now_s):
                 continue
             if robot.goal is None:
                 robot.goal = Goal(robot.tasks[robot.started % len(robot.tasks)], self._next_seed)
@@ -207,6 +214,9 @@ class Coordinator:
                 robot, f"silent for {self._timing.silence_s:g} s; its episode is given up", now_s
             )
         return [robot.name for robot in silent]
+
+    def _has_policy(self, robot: RobotView, now_s: float) -> bool:
+        return robot.active_version >= 0 and now_s - robot.policy_heard_s <= self._timing.policy_silence_s
 
     def _goal_failed(self, robot: RobotView, note: str, now_s: float) -> None:
         robot.goal_since_s = None

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray
 from lwd_msgs.action import RunEpisode
 from lwd_msgs.msg import EpisodeState, FleetStatus, PolicyStatus
-from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
-from lwd_policy.qos import LATCHED
 from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.action import ActionClient
 from rclpy.client import Client
@@ -21,6 +20,8 @@ from rclpy.task import Future
 
 from lwd_fleet.rollout.catalog_watch import CatalogWatch
 from lwd_fleet.rollout.coordinator import FIRST_SEED, Coordinator, CoordinatorTiming, Desired, Goal
+from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
+from lwd_policy.qos import EVENTS, LATCHED
 
 _TICK_S = 0.1
 
@@ -47,6 +48,13 @@ class CoordinatorParameters:
     )
     silence_s: float = parameter(
         30.0, "an episode nothing is heard of for so long is given up", unit="s", low=1.0, high=3600.0
+    )
+    policy_silence_s: float = parameter(
+        3.0,
+        "no episode starts when the policy node was not heard for so long",
+        unit="s",
+        low=1.0,
+        high=3600.0,
     )
 
 
@@ -95,12 +103,16 @@ class CoordinatorNode(ManagedNode):
                 tasks,
                 options.episodes_per_robot,
                 options.first_seed,
-                CoordinatorTiming(options.update_timeout_s, options.silence_s),
+                CoordinatorTiming(options.update_timeout_s, options.silence_s, options.policy_silence_s),
             )
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         self._status = self.create_publisher(FleetStatus, "status", LATCHED)
         self._robots = {name: self._connect(name) for name in options.robots}
+        self._policies = {f"/{name}/policy: lifecycle": name for name in options.robots}
+        self._diagnostics_heard = self.create_subscription(
+            DiagnosticArray, "/diagnostics", self._on_diagnostics, EVENTS
+        )
 
     def activate(self) -> None:
         self._watch = CatalogWatch(self.parameters.catalog)
@@ -124,6 +136,8 @@ class CoordinatorNode(ManagedNode):
             self.destroy_client(robot.parameters)
             for subscription in robot.inputs:
                 self.destroy_subscription(subscription)
+        if self._coordinator is not None:
+            self.destroy_subscription(self._diagnostics_heard)
         self._robots = {}
         self._coordinator = None
 
@@ -227,9 +241,10 @@ class CoordinatorNode(ManagedNode):
         robot.goal_handle = None
         result = future.result().result
         success = result.outcome == EpisodeState.OUTCOME_SUCCESS
-        self._coordinator.goal_ended(robot.name, result.success, success, result.message, self._now_s())
+        message = result.message or "ended without a reason; see the log of the robot's episode node"
+        self._coordinator.goal_ended(robot.name, result.success, success, message, self._now_s())
         if not result.success:
-            self.get_logger().warning(f"{robot.name}: {result.message}")
+            self.get_logger().warning(f"{robot.name}: {message}")
 
     def _give_up(self, robot: _Robot) -> None:
         self.get_logger().warning(f"{robot.name}: {self._view(robot).note}")
@@ -259,6 +274,12 @@ class CoordinatorNode(ManagedNode):
         assert self._coordinator is not None
         refused = (message.refused_version, message.refused_reason)
         self._coordinator.policy_status(name, message.desired_digest, message.active_version, refused)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        assert self._coordinator is not None
+        for status in message.status:
+            if status.name in self._policies and status.message == "active":
+                self._coordinator.policy_heard(self._policies[status.name], self._now_s())
 
     def _on_episode(self, name: str, message: EpisodeState) -> None:
         assert self._coordinator is not None
