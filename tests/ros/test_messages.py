@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lwd_fleet.data.messages import deserialise, serialise, type_hash
 
 pytest.importorskip("rclpy")
