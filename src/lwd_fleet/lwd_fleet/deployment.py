@@ -299,6 +299,8 @@ def node_specs(
     ]
     if learner:
         managed.append([*learner, lifecycle_manager(learner, FLEET_NAMESPACE, "learner_lifecycle_manager")])
+    if not managed:
+        raise DeploymentError(f"{deployment.file}: learner: is missing; add `learner: {{}}` to have one")
     return [spec for specs in managed for spec in specs]
 
 

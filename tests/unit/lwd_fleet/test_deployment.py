@@ -74,6 +74,12 @@ def test_the_learner_section_is_passed_through(edited):
     assert manager.full_name == "/fleet/learner_lifecycle_manager"
 
 
+def test_a_learner_that_is_not_there_is_not_started_in_silence(edited):
+    assert "learner" not in [spec.name for spec in node_specs(edited())]
+    with pytest.raises(DeploymentError, match="learner: is missing; add `learner: {}`"):
+        node_specs(edited(), parts=("learner",))
+
+
 def test_simulated_robots_are_prefixed_whatever_they_are_called(edited):
     assert edited().robots[0].namespace == "/sim_r1"
     arbiter = next(spec for spec in node_specs(edited()) if spec.name == "arbiter")
