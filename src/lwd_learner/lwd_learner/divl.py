@@ -67,7 +67,7 @@ class DivlConfig:
         return replace(self, quantile="hard", gamma_per_second=0.9999**30, tau_ramp_steps=1)
 
 
-# --- chunks and windows -----------------------------------------------------------------------------------------------
+# --- chunks and windows -----------------------------------------------------------------------------------
 
 
 def chunk_reward(last_reward: Tensor, executed: Tensor, gamma: float) -> Tensor:
@@ -107,7 +107,7 @@ def n_step_window(reward: Tensor, executed: Tensor, done: Tensor, cut: Tensor, g
     return Window(total, torch.where(ended, torch.zeros_like(discount), discount), last)
 
 
-# --- the categorical value --------------------------------------------------------------------------------------------
+# --- the categorical value --------------------------------------------------------------------------------
 
 
 def project(q: Tensor, support: Support) -> Tensor:
@@ -120,7 +120,7 @@ def project(q: Tensor, support: Support) -> Tensor:
     tolerance = 4 * torch.finfo(q.dtype).eps * support.size
     on_atom = (position - nearest).abs() < tolerance  # to rounding: all its mass goes to that atom
     position = torch.where(on_atom, nearest, position)
-    lower = position.floor().long().clamp(max=support.size - 2)
+    lower = position.floor().long().clamp(0, support.size - 2)  # a nan stays one, in the mass
     fraction = (position - lower).unsqueeze(-1)
     mass = torch.zeros(*q.shape, support.size, dtype=q.dtype, device=q.device)
     mass.scatter_(-1, lower.unsqueeze(-1), 1 - fraction)
@@ -199,7 +199,7 @@ def bootstrap(logits: Tensor, tau_base: float, config: DivlConfig) -> Bootstrap:
     return Bootstrap(quantile_value(probabilities, tau, config), tau, entropy)
 
 
-# --- the critic -------------------------------------------------------------------------------------------------------
+# --- the critic -------------------------------------------------------------------------------------------
 
 
 def critic_target(reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:

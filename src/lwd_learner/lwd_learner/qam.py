@@ -43,7 +43,7 @@ class QamConfig:
         return replace(self, paths="reference", temperature="fixed", fixed_lambda=2.0)
 
 
-# --- one flow step ----------------------------------------------------------------------------------------------------
+# --- one flow step ----------------------------------------------------------------------------------------
 
 
 def noise_scale(time: float, h: float) -> float:
@@ -70,7 +70,7 @@ def adjoint_step(reference: Velocity, x: Tensor, time: float, h: float, adjoint:
     return adjoint + h * (2 * pulled - adjoint / (time + h))
 
 
-# --- paths ------------------------------------------------------------------------------------------------------------
+# --- paths ------------------------------------------------------------------------------------------------
 
 
 class Path(NamedTuple):
@@ -117,7 +117,7 @@ def integrate(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
-# --- adjoint ----------------------------------------------------------------------------------------------------------
+# --- adjoint ----------------------------------------------------------------------------------------------
 
 
 def terminal_adjoint(
@@ -167,7 +167,7 @@ def lean_adjoint(reference: Velocity, states: Tensor, terminal: Tensor) -> Tenso
     return torch.stack(adjoints[::-1])
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses -----------------------------------------------------------------------------------------------
 
 
 def qam_loss(path: Path, adjoints: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def path_kl(path: Path) -> Tensor:
     return (2 * h * (delta / sigma).square()).sum(dim=(0, 2))
 
 
-# --- temperature ------------------------------------------------------------------------------------------------------
+# --- temperature ------------------------------------------------------------------------------------------
 
 
 class Dual(NamedTuple):
@@ -222,7 +222,7 @@ def update_dual(dual: Dual, kl_per_step: float, config: QamConfig) -> Dual:
     return Dual(min(max(dual.multiplier + config.dual_rate * (ema - config.kl_budget), low), high), ema)
 
 
-# --- flow matching ----------------------------------------------------------------------------------------------------
+# --- flow matching ----------------------------------------------------------------------------------------
 
 
 def flow_matching_loss(

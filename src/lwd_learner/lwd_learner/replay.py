@@ -132,6 +132,11 @@ class Replay:
         """Episodes that count."""
         return frozenset(entry.episode_id for entry in self._entries)
 
+    @property
+    def spans(self) -> list[tuple[str, int, int]]:
+        """(episode id, first row, rows) of the episodes that count, in the order of time inside each."""
+        return [(entry.episode_id, entry.first_row, entry.rows) for entry in self._entries]
+
     def count(self, selection: Selection = EVERYTHING) -> int:
         """Transitions in a selection."""
         return len(self._index(selection).rows)

@@ -39,7 +39,7 @@ def mixture(weights: dict[float, float]) -> Tensor:
     return sum(w * project(torch.tensor([q], dtype=torch.float64), SUPPORT) for q, w in weights.items())
 
 
-# --- 5.1 categorical machinery ------------------------------------------------------------------------------------------
+# --- 5.1 categorical machinery ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -155,7 +155,7 @@ def test_the_quantile_of_the_fit_is_the_minimiser_of_the_asymmetric_loss(seed: i
     assert abs(read - grid[loss.argmin()]) <= SUPPORT.spacing
 
 
-# --- 5.2 TD -------------------------------------------------------------------------------------------------------------
+# --- 5.2 TD -------------------------------------------------------------------------------------------------
 
 
 def window(

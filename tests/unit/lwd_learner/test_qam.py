@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adjoint matching against exact fixed points and closed forms (algorithm.md 5.3)."""
+"""Adjoint matching against exact fixed points and closed forms (algorithm.md 5.3).
 
-from dataclasses import replace
+On a one-dimensional Gaussian base with an affine policy per step and a quadratic Q everything on a path is affine,
+so the noiseless path from x_i gives E[. | x_i] exactly and fixed points need no sampling. A row of every tensor is
+one case: all cases are solved at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import inf, log
 
 import pytest
 import torch
-from gaussian_flow import INFINITE_BOX, AffineFlow, Case, base_flow, fixed_point
 from torch import Tensor
 
 from lwd_learner.qam import (
     QamConfig,
+    adjoint_step,
     effective_lambda,
     flow_matching_loss,
     initial_dual,
@@ -24,6 +32,129 @@ from lwd_learner.qam import (
     terminal_adjoint,
     update_dual,
 )
+
+# --- Gaussian flows -----------------------------------------------------------------------------------------
+
+INFINITE_BOX = 1e9
+
+
+@dataclass(frozen=True)
+class Case:
+    """Base N(m, s^2) and Q/lambda = -(a - mu)^2 curvature / 2 + slope a; all [R] float64."""
+
+    m: Tensor
+    s: Tensor
+    mu: Tensor
+    curvature: Tensor
+    slope: Tensor
+
+    @staticmethod
+    def of(*rows: tuple[float, float, float, float, float]) -> Case:
+        """Rows of (m, s, mu, c, slope); c = inf for a linear Q."""
+        m, s, mu, c, slope = torch.tensor(rows, dtype=torch.float64).T
+        return Case(m, s, mu, c**-2, slope)
+
+    def repeat(self, n: int) -> Case:
+        return Case(*(x.repeat(n) for x in (self.m, self.s, self.mu, self.curvature, self.slope)))
+
+    def k(self, t: Tensor | float) -> Tensor:
+        """Slope in x of the base velocity."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return (t * self.s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * self.s**2)
+
+    def base(self, x: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the base at x [R, 1], t [R]."""
+        return (self.m + self.k(t) * (x[:, 0] - t * self.m)).unsqueeze(-1)
+
+    def value(self, a: Tensor) -> Tensor:
+        """Q/lambda [R] at a [R, 1]."""
+        return -self.curvature * (a[:, 0] - self.mu) ** 2 / 2 + self.slope * a[:, 0]
+
+    def tilt(self) -> tuple[Tensor, Tensor]:
+        """Mean and sd of the exact tilted distribution."""
+        precision = self.s**-2 + self.curvature
+        return (self.m / self.s**2 + self.mu * self.curvature + self.slope) / precision, precision**-0.5
+
+
+@dataclass
+class AffineFlow:
+    """v(x, t_i) = slope_i x + offset_i on a grid of K steps; slope, offset: [K, R]."""
+
+    slope: Tensor
+    offset: Tensor
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        i = round(float(t[0]) * len(self.slope))
+        return self.slope[i].unsqueeze(-1) * x + self.offset[i].unsqueeze(-1)
+
+    def repeat(self, n: int) -> AffineFlow:
+        return AffineFlow(self.slope.repeat(1, n), self.offset.repeat(1, n))
+
+    def endpoint(self) -> tuple[Tensor, Tensor]:
+        """Mean and sd of what the Euler ODE over the same grid makes of N(0, 1)."""
+        mean, sd = torch.zeros_like(self.slope[0]), torch.ones_like(self.slope[0])
+        for a, c in zip(self.slope, self.offset, strict=True):
+            mean, sd = mean + (a * mean + c) / len(self.slope), sd * (1 + a / len(self.slope))
+        return mean, sd.abs()
+
+
+def base_flow(case: Case, steps: int) -> AffineFlow:
+    times = [i / steps for i in range(steps)]
+    slope = torch.stack([case.k(t) for t in times])
+    return AffineFlow(slope, torch.stack([case.m * (1 - t * case.k(t)) for t in times]))
+
+
+def fixed_point(case: Case, steps: int, paths: str = "policy") -> AffineFlow:
+    """Where the adjoint-matching loss is stationary: v = v_b - (sigma^2 / 2) E[g_i | x_i].
+
+    Solved backwards over the steps. Each step's target is affine in (x, v(x)), so it is read off the production
+    functions at three points and solved for v.
+    """
+    h = 1.0 / steps
+    rows = len(case.m)
+    flow = base_flow(case, steps)
+    # E[g_i | x_i] = pull_i (x_i -> g_K -> g_i); both maps are kept as (slope, offset) per row.
+    terminal_slope, terminal_offset = _affine(lambda x: _terminal(case, x), rows)
+    ahead_slope, ahead_offset = torch.ones(rows).double(), torch.zeros(rows).double()  # E[x_K | x_(i+1)]
+    pull = torch.ones(rows).double()  # g_(i+1) per g_K
+    for i in reversed(range(steps)):
+        time = i * h
+        x = torch.zeros(rows, 1).double()
+        pull = adjoint_step(case.base, x, time, h, pull.unsqueeze(-1))[:, 0]
+        weight = noise_scale(time, h) ** 2 / 2 * pull * terminal_slope
+        shift = noise_scale(time, h) ** 2 / 2 * pull * terminal_offset
+        base_slope, base_offset = flow.slope[i].clone(), flow.offset[i].clone()
+        if i == steps - 1:  # noiseless, reference velocity
+            step_slope, step_offset = 1 + h * base_slope, h * base_offset
+            step_velocity = torch.zeros(rows).double()
+        else:
+            zero, one = torch.zeros(rows, 1).double(), torch.ones(rows, 1).double()
+            step_slope = sde_step(one, zero, time, h, zero)[:, 0]
+            step_velocity = sde_step(zero, one, time, h, zero)[:, 0]
+            step_offset = torch.zeros(rows).double()
+            if paths == "reference":
+                step_slope = step_slope + step_velocity * base_slope
+                step_offset = step_velocity * base_offset
+                step_velocity = torch.zeros(rows).double()
+        # v = base - weight (ahead (step_slope x + step_velocity v + step_offset) + ahead_offset) - shift
+        own = 1 + weight * ahead_slope * step_velocity
+        flow.slope[i] = (base_slope - weight * ahead_slope * step_slope) / own
+        flow.offset[i] = (base_offset - weight * (ahead_slope * step_offset + ahead_offset) - shift) / own
+        step_slope = step_slope + step_velocity * flow.slope[i]
+        step_offset = step_offset + step_velocity * flow.offset[i]
+        ahead_offset = ahead_offset + ahead_slope * step_offset
+        ahead_slope = ahead_slope * step_slope
+    return flow
+
+
+def _terminal(case: Case, x: Tensor) -> Tensor:
+    return terminal_adjoint(case.value, x.unsqueeze(-1), 1.0, clip=INFINITE_BOX)[:, 0]
+
+
+def _affine(function: Callable[[Tensor], Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    zero = function(torch.zeros(rows).double())
+    return function(torch.ones(rows).double()) - zero, zero
+
 
 ROWS = Case.of(
     (0, 1, 1, 1, 0),
@@ -86,7 +217,7 @@ def table(values: list[tuple[float, float]]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# --- the lean adjoint (13) ----------------------------------------------------------------------------------------------
+# --- the lean adjoint (13) ----------------------------------------------------------------------------------
 
 
 def test_the_adjoint_of_a_gaussian_base_is_the_product_of_its_step_jacobians() -> None:
@@ -135,7 +266,7 @@ def test_the_adjoint_of_a_general_linear_field_is_the_transposed_jacobian_of_its
     assert torch.allclose(adjoints[0, 0], pulled, atol=1e-9, rtol=1e-9)
 
 
-# --- fixed points (14, 15) ----------------------------------------------------------------------------------------------
+# --- fixed points (14, 15) ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("paths", "steps"), FIXED_POINTS)
@@ -171,17 +302,19 @@ def test_the_error_of_the_mean_is_first_order_in_the_step() -> None:
     assert error == pytest.approx([0.066, 0.025, 0.009, 0.001], abs=6e-4)
 
 
-# --- null, sign and scale (17) ------------------------------------------------------------------------------------------
+# --- null, sign and scale (17) ------------------------------------------------------------------------------
 
 
-def gradient_at_base(action_value: object, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def gradient_at_base(
+    action_value: Callable[[Tensor], Tensor], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     case = Case.of((0.2, 0.4, 0, inf, 0)).repeat(512)
     flow = base_flow(case, 10)
     flow.slope.requires_grad_(True)
     flow.offset.requires_grad_(True)
     noise = torch.randn(10, 512, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     path = rollout(flow, case.base, noise)
-    terminal = terminal_adjoint(action_value, path.states[-1], temperature, clip=INFINITE_BOX)  # type: ignore[arg-type]
+    terminal = terminal_adjoint(action_value, path.states[-1], temperature, clip=INFINITE_BOX)
     qam_loss(path, lean_adjoint(case.base, path.states, terminal)).backward()
     return flow.slope.grad.sum(-1), flow.offset.grad.sum(-1)  # type: ignore[union-attr]
 
@@ -205,7 +338,7 @@ def test_the_shift_of_a_linear_critic_is_proportional_to_the_inverse_temperature
     assert mean[0] > 0 and mean[1] == pytest.approx(2 * mean[0])
 
 
-# --- clip and masks (18, 19) --------------------------------------------------------------------------------------------
+# --- clip and masks (18, 19) --------------------------------------------------------------------------------
 
 
 def test_a_coordinate_outside_the_box_has_no_terminal_adjoint() -> None:
@@ -246,7 +379,7 @@ def test_the_norm_of_the_terminal_adjoint_can_be_limited_without_turning_it() ->
     assert torch.allclose(limited[0], free[0] / free[0].norm()) and torch.equal(limited[1], free[1])
 
 
-# --- paths --------------------------------------------------------------------------------------------------------------
+# --- paths --------------------------------------------------------------------------------------------------
 
 
 def test_only_the_policys_velocities_carry_a_gradient_and_the_last_step_is_the_references() -> None:
@@ -279,7 +412,7 @@ def test_cloning_a_constant_velocity_field_has_zero_loss_and_ignores_invalid_ste
     )
 
 
-# --- path KL and temperature (20) ---------------------------------------------------------------------------------------
+# --- path KL and temperature (20) ---------------------------------------------------------------------------
 
 
 def exact_path_kl(case: Case, steps: int) -> float:
