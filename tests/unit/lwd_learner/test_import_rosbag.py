@@ -24,6 +24,7 @@ from rosbags.rosbag2 import Writer as Rosbag2Writer
 from lwd_fleet.data.episode import EpisodeReader
 from lwd_fleet.data.messages import create, schema_text, serialise, to_stamp, typestore
 from lwd_learner.importers.container import open_container
+from lwd_learner.importers.held_out import load_trace
 from lwd_learner.importers.mapping import BagMapping, load_mapping, parse_mapping
 from lwd_learner.importers.quarantine import Quarantine
 from lwd_learner.importers.rosbag import BagSource, find_bags, import_bags, open_bag
@@ -334,6 +335,21 @@ def test_a_bag_becomes_an_episode_that_independent_readers_agree_on(bag: Path, t
             len(list(make_reader(stream, decoder_factories=[DecoderFactory()]).iter_decoded_messages()))
             == count
         )
+
+
+def test_an_imported_bag_can_be_replayed_into_a_trace_like_any_episode(bag: Path, tmp_path: Path) -> None:
+    path = import_bags([bag], mapping(), tmp_path / "out")[0].path
+    assert path is not None
+    trace = load_trace(path, mapping().observation_spec(), mapping().joint_names)
+    assert (trace.robot, trace.task, trace.instruction) == ("arm", "pick", "pick it up")
+    assert trace.positions.shape == (10, 2)
+    assert [point.step for point in trace.points] == list(range(-1, 10))
+    for point in trace.points[1:]:
+        # What is seen after step k was measured at its end; the command is the one that was sent then.
+        seen = point.observation.values
+        assert seen["joint_positions"][0] == pytest.approx(2 * (point.step + 1) / 100)
+        np.testing.assert_array_equal(seen["command"], trace.positions[point.step])
+        assert seen["camera_top"].shape == (96, 96, 3)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
