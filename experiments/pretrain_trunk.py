@@ -100,9 +100,7 @@ def train(
             group["lr"] = 1e-3 * min(1.0, step / 200) * (0.5 + 0.5 * np.cos(np.pi * elapsed)) + 1e-6
         index = rng.integers(len(images) - held_out, size=batch)
         inputs = _inputs(images, rows, index, rng, "train", device)
-        with torch.autocast(device, dtype=torch.bfloat16):  # convolutions take about half the time
-            seen = trunk.perceive(inputs)
-        loss = _loss(seen, rows, index, device)
+        loss = _loss(trunk.perceive(inputs), rows, index, device)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
@@ -178,14 +176,14 @@ def _inputs(
 
 def _loss(seen: Perception, rows: dict[str, np.ndarray], index: np.ndarray, device: str) -> Tensor:
     target, present, offsets, near, item, place = _targets(rows, index, device)
-    error = F.smooth_l1_loss(seen.keypoints.float(), target, beta=POSITION_UNIT_M, reduction="none").mean(-1)
-    near_error = F.smooth_l1_loss(seen.tool_offsets.float(), offsets, beta=POSITION_UNIT_M, reduction="none").mean(-1)
+    error = F.smooth_l1_loss(seen.keypoints, target, beta=POSITION_UNIT_M, reduction="none").mean(-1)
+    near_error = F.smooth_l1_loss(seen.tool_offsets, offsets, beta=POSITION_UNIT_M, reduction="none").mean(-1)
     loss: Tensor = (
         30 * (error * present).sum() / present.sum()
         + 10 * (near_error * near).sum() / near.sum().clamp(min=1)
-        + 0.2 * F.binary_cross_entropy_with_logits(seen.presence_logits.float(), present)
-        + 0.2 * F.cross_entropy(seen.item_logits.float(), item)
-        + 0.2 * F.cross_entropy(seen.place_logits.float(), place)
+        + 0.2 * F.binary_cross_entropy_with_logits(seen.presence_logits, present)
+        + 0.2 * F.cross_entropy(seen.item_logits, item)
+        + 0.2 * F.cross_entropy(seen.place_logits, place)
     )
     return loss
 

@@ -199,19 +199,28 @@ def chunk_transitions(trace: EpisodeTrace, horizon: int, execute_steps: int) -> 
 
 def episode_rows(trace: EpisodeTrace, policy: FlowPolicy, batch: int = 64) -> EpisodeRows:
     """Trunk features of every observation point and normalised action chunks of every transition."""
-    action: ActionSpec = policy.action_spec
-    transitions = chunk_transitions(trace, action.horizon, action.execute_steps)
     observations = [point.observation for point in trace.points]
     features = [
         policy.feature(observations[i : i + batch]).cpu().numpy() for i in range(0, len(observations), batch)
     ]
-    actions = np.zeros((len(transitions), action.horizon, action.dim), np.float32)
-    for row, transition in zip(actions, transitions, strict=True):
-        taken = trace.positions[transition.first : transition.first + transition.planned]
-        raw = action.encode(taken, reference_position(observations[transition.point]))
-        padded = np.concatenate([raw, np.repeat(raw[-1:], action.horizon - len(raw), axis=0)])
-        row[: len(raw)] = action.normalise(padded)[: len(raw)]
+    action = policy.action_spec
+    raw, planned = raw_actions(trace, action)
+    valid = np.arange(action.horizon) < planned[:, None]
+    actions = np.where(valid[..., None], action.normalise(raw), 0.0).astype(np.float32)
+    transitions = chunk_transitions(trace, action.horizon, action.execute_steps)
     return EpisodeRows(trace, np.concatenate(features).astype(np.float32), actions, transitions)
+
+
+def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Chunks [R, H, A] of every transition in the raw representation, each relative to its own observation, and how
+    many steps of each are there [R]; the last of them is repeated beyond."""
+    transitions = chunk_transitions(trace, action.horizon, action.execute_steps)
+    raw = np.zeros((len(transitions), action.horizon, action.dim))
+    for chunk, transition in zip(raw, transitions, strict=True):
+        taken = trace.positions[transition.first : transition.first + transition.planned]
+        padded = np.concatenate([taken, np.repeat(taken[-1:], action.horizon - len(taken), axis=0)])
+        chunk[:] = action.encode(padded, reference_position(trace.points[transition.point].observation))
+    return raw, np.array([transition.planned for transition in transitions], np.int64)
 
 
 @dataclass(frozen=True)

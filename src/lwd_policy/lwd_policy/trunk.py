@@ -277,14 +277,13 @@ class _PointFinder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: [B, 3, H, W] in [-1, 1]. Returns [B, points, 3]: x, y in [-1, 1] and how sharp the map is."""
-        maps: Tensor = self.maps(self.body(image)).float()  # a position needs more digits than bfloat16 has
+        maps: Tensor = self.maps(self.body(image))
         height, width = maps.shape[-2:]
         weight = (maps.flatten(2) * self.sharpness).softmax(-1)
         rows = torch.linspace(-1, 1, height, device=maps.device)
         columns = torch.linspace(-1, 1, width, device=maps.device)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         place = torch.stack([x.flatten(), y.flatten()], dim=-1)
-        with torch.autocast(maps.device.type, enabled=False):
-            centre = weight @ place
+        centre = weight @ place
         peak = weight.pow(2).sum(-1, keepdim=True)
         return torch.cat([centre, peak], dim=-1)

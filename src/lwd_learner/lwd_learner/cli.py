@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `lwd` command: one entry for everything that a person does with the fleet from a terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lwd_fleet.data.catalog import Catalog
+from lwd_fleet.deployment import DeploymentError, load_deployment, node_specs
+from lwd_fleet.domain import PrivateDomain
+from lwd_fleet.supervisor import Supervisor, stop_requested
+from lwd_learner.doctor import examine
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed.")
+console = Console()
+
+CatalogOption = Annotated[str, typer.Option(help="Catalog: an SQLite file or an SQLAlchemy URL")]
+
+
+@app.command()
+def up(
+    deployment: Annotated[Path, typer.Argument(help="Deployment file, e.g. config/deployments/sim_two_robots.yaml")],
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; default: as the deployment says")] = None,
+    hardware: Annotated[bool, typer.Option(help="Allow real robots to move")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Decide and record, but send nothing to the drivers")] = False,
+) -> None:
+    """Start a deployment and keep it running until Ctrl-C."""
+    try:
+        plan = load_deployment(deployment, run_dir)
+        specs = node_specs(plan, hardware=hardware, dry_run=dry_run)
+    except DeploymentError as error:
+        raise typer.BadParameter(str(error)) from error
+    with PrivateDomain() as domain:
+        environment = domain.environment if plan.simulated else {}
+        where = f"ROS_DOMAIN_ID={domain.number}" if plan.simulated else "the ROS domain of this shell"
+        console.print(f"{len(specs)} nodes in {where}; logs in {plan.run_dir / 'log'}; Ctrl-C ends them")
+        until = stop_requested()
+        with Supervisor(specs, plan.run_dir, environment, report=console.print) as supervisor:
+            supervisor.run(until)
+
+
+@app.command()
+def doctor(directory: Annotated[Path, typer.Argument(help="Where runs are going to be written")] = Path("runs")) -> None:
+    """Check the installation and say what to fix."""
+    healthy = True
+    for finding in examine(directory):
+        mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        console.print(f"{mark}  {finding.name}: {finding.message}")
+        if finding.remedy:
+            console.print(f"    -> {finding.remedy}")
+        healthy &= finding.ok
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def episodes(catalog: CatalogOption, last: Annotated[int, typer.Option(help="How many of the newest")] = 20) -> None:
+    """List committed episodes, with the outcome that counts now."""
+    with Catalog(catalog) as store:
+        snapshot = store.snapshot()
+        outcomes = store.outcomes(snapshot)
+        rows = store.episodes_since(max(0, snapshot[0] - last))
+        refused = store.quarantined()
+    table = Table("seq", "episode", "robot", "task", "instruction", "policy", "steps", "outcome", "recorded")
+    for row in rows:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created_s))
+        table.add_row(
+            str(row.seq), row.episode_id[:13], row.robot, row.task, row.instruction, str(row.policy_version),
+            str(row.steps), outcomes[row.episode_id], when,
+        )  # fmt: skip
+    console.print(table)
+    for entry in refused:
+        console.print(f"[yellow]in quarantine[/] {entry.episode_id}: {entry.reason} ({entry.path})")
+
+
+@app.command()
+def policies(catalog: CatalogOption) -> None:
+    """List policy versions, their state and what they were trained from."""
+    table = Table("version", "state", "digest", "parent", "episodes up to", "labels up to", "metrics")
+    with Catalog(catalog) as store:
+        for row in store.policies():
+            metrics = ", ".join(f"{key} {value:.3g}" for key, value in row.metrics.items() if isinstance(value, float))
+            table.add_row(
+                str(row.version), row.state, row.digest[:12], str(row.parent or ""), str(row.snapshot_n),
+                str(row.label_m), metrics,
+            )  # fmt: skip
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learner: takes committed episodes in, trains, and publishes policy versions. ROS-free.
+
+The node, the command line and the demonstration all run this one object; what it does between two calls is written
+down in the catalog (cursor, versions), the replay's ledger and the trainer's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lwd_fleet.data.catalog import Catalog, EpisodeRow
+from lwd_fleet.data.episode import EpisodeReader, EpisodeRejected
+from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore, fetch_episode
+from lwd_fleet.data.summary import OUTCOMES
+from lwd_learner.gate import AUC_MIN, outcome_auc
+from lwd_learner.replay import Replay, Selection
+from lwd_learner.replay_episode import ReplayEpisode, ReplayLayout, Source
+from lwd_learner.trainer import Trainer, TrainerConfig
+from lwd_learner.transitions import (
+    AUTHOR_EXPERT,
+    AUTHOR_HUMAN,
+    OUTCOME_SUCCESS,
+    EpisodeTrace,
+    EpisodeUnusable,
+    episode_rows,
+    raw_actions,
+    read_trace,
+)
+from lwd_policy import checkpoint
+from lwd_policy.action import ActionSpec
+from lwd_policy.flow_policy import FlowPolicy
+
+DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
+SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))
+_EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """What is decided about learning besides the trainer's own settings."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    n_step: Mapping[str, int] = field(default_factory=dict)  # chunks of an offline window, by task; else 1
+    stride: int = 5  # policy steps between the decisions of a demonstrator
+    held_out: float = 0.1  # share of episodes that only judge the critic
+    check_every: int = 50  # steps between two looks at the critic
+    over_estimate_max: float = 0.05  # tau_base is raised only while Q is no more above the outcome (4.1b)
+
+
+@dataclass
+class Ingested:
+    """What one call of `ingest` brought."""
+
+    episodes: int = 0
+    transitions: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CriticCheck:
+    """What held-out episodes say of the critic. nan: nothing to judge by."""
+
+    auc: float = float("nan")
+    over_estimate: float = float("nan")  # median of Q minus the discounted outcome
+
+    @property
+    def knows_something(self) -> bool:
+        """Whether the policy may follow it (4.4b)."""
+        return self.auc >= AUC_MIN
+
+
+class Learner:
+    """Owns replay, trainer and policy of one run directory."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        catalog: Catalog,
+        store: BlobStore,
+        policy: FlowPolicy,
+        config: LearnerConfig | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+        name: str = "learner",
+    ) -> None:
+        """Continues where an earlier process of the same run directory stopped."""
+        self.config = config or LearnerConfig()
+        self.policy = policy.to(device)
+        self.catalog = catalog
+        self.run_dir = run_dir
+        self._store = store
+        self._name = name
+        self._cache = run_dir / "episodes"
+        self._cache.mkdir(parents=True, exist_ok=True)
+        action = policy.action_spec
+        self.trainer = Trainer(
+            policy.expert,
+            policy.context_dim,
+            action.horizon,
+            action.dim,
+            replace(self.config.trainer, step_s=action.step_s),
+            device,
+            seed,
+        )
+        layout = ReplayLayout(
+            policy.feature_dim, action.horizon, action.dim, policy.observation_spec.history, feature_key(policy)
+        )
+        self.replay = Replay(run_dir / "replay", layout)
+        self.held_out = Replay(run_dir / "held_out", layout)
+        self.check = CriticCheck()
+        self.snapshot = catalog.cursor(name)
+        self.version = max((row.version for row in catalog.policies()), default=-1)
+
+    def close(self) -> None:
+        """Release the replays."""
+        self.replay.close()
+        self.held_out.close()
+
+    # Data --------------------------------------------------------------------------------------------
+
+    def ingest(self, source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> Ingested:
+        """Take in all episodes committed since the last call. An episode that cannot be used is noted in the
+        catalog's quarantine and passed over; it never stops the rest."""
+        result = Ingested()
+        rows = self.catalog.episodes_since(self.snapshot)
+        for done, row in enumerate(rows):
+            try:
+                episode = ReplayEpisode.from_rows(episode_rows(self.trace(row), self.policy), source)
+                replay = self.held_out if self._is_held_out(row.episode_id) else self.replay
+                if replay.append(episode):
+                    result.episodes += 1
+                    result.transitions += len(episode.transitions)
+            except (EpisodeUnusable, EpisodeRejected, BlobMissing, BlobDamaged, ValueError) as error:
+                result.refused.append(f"{row.episode_id}: {error}")
+                self.catalog.quarantine(row.episode_id, f"not ingested: {error}", "")
+            self.snapshot = row.seq
+            progress(done + 1, len(rows))
+        if rows:
+            self.catalog.set_cursor(self._name, self.snapshot)
+        return result
+
+    def trace(self, row: EpisodeRow) -> EpisodeTrace:
+        """What happened in a committed episode. Raises EpisodeUnusable, EpisodeRejected, BlobMissing, BlobDamaged."""
+        path = fetch_episode(self._store, row.summary, self._cache)
+        try:
+            trace = trace_episode(EpisodeReader(path), self.policy, self.config.stride)
+        finally:
+            shutil.rmtree(path)  # the store has it; the replay is all that is read again
+        verdict = self.catalog.labels(row.episode_id)
+        if verdict:
+            trace.outcome = OUTCOMES.index(verdict[-1].outcome)
+        return trace
+
+    def _is_held_out(self, episode_id: str) -> bool:
+        """The same for every learner and every restart: decided by the name."""
+        return int(hashlib.sha256(episode_id.encode()).hexdigest()[:8], 16) < self.config.held_out * 2**32
+
+    # Training ----------------------------------------------------------------------------------------
+
+    def clone(
+        self,
+        steps: int,
+        selection: Selection = DEMONSTRATIONS,
+        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ) -> None:
+        """Behaviour cloning of the selected transitions."""
+        for step in range(steps):
+            batch = self.replay.sample(
+                self.config.trainer.batch, self.trainer.sampling, self.trainer.config.gamma, selection=selection
+            )
+            progress(step + 1, self.trainer.clone(batch))
+
+    def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
+        """DIVL and QAM on the replay: `steps` of the LEARNER step of algorithm.md 3."""
+        for step in range(steps):
+            if step % self.config.check_every == 0:
+                self.check = self._check_critic()
+            batch = self.replay.sample(
+                self.config.trainer.batch,
+                self.trainer.sampling,
+                self.trainer.config.gamma,
+                n_step=dict(self.config.n_step),
+            )
+            metrics = self.trainer.learn(
+                batch,
+                update_policy=self.check.knows_something,
+                raise_tau=self.check.over_estimate <= self.config.over_estimate_max,
+            )
+            progress(step + 1, metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate})
+
+    def _check_critic(self) -> CriticCheck:
+        """Judge the critic by episodes it was not trained on."""
+        spans = self.held_out.spans
+        if not spans:
+            return CriticCheck()
+        rows = np.concatenate([np.arange(first, first + count) for _, first, count in spans])
+        place = np.concatenate([np.arange(count) for _, _, count in spans])
+        left = np.concatenate([np.arange(count)[::-1] for _, _, count in spans])
+        batch = self.held_out.batch(rows, self.trainer.config.gamma)
+        q = self.trainer.judge(batch).numpy()
+        success = (batch.outcome == OUTCOME_SUCCESS).numpy()
+        executed = batch.mask.sum(dim=1).float().mean().item()
+        outcome = success * self.trainer.config.gamma ** (executed * left)
+        stratum = batch.task.numpy() * 1000 + place
+        return CriticCheck(outcome_auc(q, success, stratum), float(np.median(q - outcome)))
+
+    # Policies ----------------------------------------------------------------------------------------
+
+    def publish(self, metrics: Mapping[str, float] | None = None) -> int:
+        """Save the present policy as a new version and make it the one the fleet should run."""
+        snapshot = (self.snapshot, self.catalog.snapshot()[1])
+        parent = self.version if self.version >= 0 else None
+        origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
+        path = checkpoint.save(self.run_dir.parent / "policies", self.policy, origin)
+        finite = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+        self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
+        self.catalog.set_policy_state(self.version, "active")
+        return self.version
+
+
+def trace_episode(reader: EpisodeReader, policy: FlowPolicy, stride: int) -> EpisodeTrace:
+    """The trace of a recorded episode as this policy would have seen it. Raises EpisodeUnusable."""
+    spec = policy.observation_spec
+    topics = {*_EPISODE_TOPICS, *(stream.topic for stream in spec.streams)}
+    messages = ((m.topic, m.log_time_ns, m.message) for m in reader.messages(*sorted(topics)))
+    names = policy.action_spec.embodiment.joint_names
+    return read_trace(reader.summary.episode_id, messages, spec, names, stride)
+
+
+def fit_actions(traces: Iterable[EpisodeTrace], action: ActionSpec) -> ActionSpec:
+    """The action spec with the normalisation of these demonstrations. Kept fixed ever after: features, critic and
+    every policy version of the run speak in it."""
+    raw: list[NDArray[np.float64]] = []
+    valid: list[NDArray[np.bool_]] = []
+    for trace in traces:
+        chunks, planned = raw_actions(trace, action)
+        raw.append(chunks)
+        valid.append(np.arange(action.horizon) < planned[:, None])
+    return action.with_statistics(np.concatenate(raw), np.concatenate(valid))
+
+
+def feature_key(policy: FlowPolicy) -> str:
+    """Digest of all that features and normalised actions depend on: trunk, observation and action spec."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(policy.trunk.state_dict().items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for text in (policy.observation_spec.to_json(), policy.action_spec.to_json(), json.dumps(policy.trunk.config.to_json())):
+        hasher.update(text.encode())
+    return hasher.hexdigest()
+
+
+def load_policy(path: Path, device: str | torch.device = "cpu") -> FlowPolicy:
+    """A policy to go on training from. Raises CheckpointRefused."""
+    return checkpoint.load(path, device=device)[0]
