@@ -227,7 +227,9 @@ def run_node(node_type: Callable[[], ManagedNode], args: Sequence[str] | None = 
         nonlocal stop_requested
         stop_requested = True
 
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # They stay so until the process ends: a second Ctrl-C while it does would otherwise turn a clean end into -2.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, request_stop)
     executor = SingleThreadedExecutor()
     node: ManagedNode | None = None
     try:
@@ -242,6 +244,4 @@ def run_node(node_type: Callable[[], ManagedNode], args: Sequence[str] | None = 
             node.destroy_node()
         executor.shutdown()
         rclpy.try_shutdown()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     return 0
