@@ -139,8 +139,8 @@ def read_trace(
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
             due.append((len(executed) - 1, stamp))
-    for step, stamp in due:
-        _place(points, buffer, step, stamp)
+    for point in due:
+        _place(points, buffer, *point)
     if not trace.robot:
         raise EpisodeUnusable(f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended")
     if not executed:

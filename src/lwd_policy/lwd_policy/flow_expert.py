@@ -26,6 +26,8 @@ PRESETS = {"tiny": ExpertSize(256, 3), "base": ExpertSize(512, 4)}
 class FlowExpert(nn.Module):
     """Residual MLP over the flattened chunk; context and flow time scale and shift every block (AdaLN)."""
 
+    frequency: Tensor
+
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
         super().__init__()
         width, blocks = PRESETS[size].width, PRESETS[size].blocks

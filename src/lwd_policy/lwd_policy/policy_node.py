@@ -30,7 +30,14 @@ from lwd_policy.checkpoint import CheckpointRefused
 from lwd_policy.chunk_policy import PolicyChunk
 from lwd_policy.embodiment import Embodiment, EmbodimentError
 from lwd_policy.managed_node import OK, WARN, Check, ConfigurationError, ManagedNode, parameter, run_node
-from lwd_policy.observation import Observation, ObservationBuffer, ObservationError, ObservationStale, Stream, decode_message
+from lwd_policy.observation import (
+    Observation,
+    ObservationBuffer,
+    ObservationError,
+    ObservationStale,
+    Stream,
+    decode_message,
+)
 from lwd_policy.policy_slot import LoadedPolicy, PolicySlot, PolicyVersion, check_form, load_policy
 from lwd_policy.qos import COMMAND, EVENTS, IMAGE_LATEST, LATCHED
 

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lwd_policy.embodiment import Embodiment
-from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, Observation, reference_position
+from lwd_policy.observation import (
+    COMMAND,
+    INSTRUCTION,
+    JOINT_POSITIONS,
+    KEYPOINTS,
+    Observation,
+    reference_position,
+)
 from lwd_policy.text import TextEncoder, encode_bytes
 
 _TEXT_FEATURES = 16
