@@ -119,6 +119,7 @@ class Learner:
         self.replay = Replay(run_dir / "replay", layout)
         self.held_out = Replay(run_dir / "held_out", layout)
         self.check = CriticCheck()
+        self._next_check = 0  # the trainer's step; counted over calls of `learn`, however short these are
         self.snapshot = catalog.cursor(name)
         self.version = max((row.version for row in catalog.policies()), default=-1)
 
@@ -129,11 +130,16 @@ class Learner:
 
     # Data --------------------------------------------------------------------------------------------
 
-    def ingest(self, source: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> Ingested:
-        """Take in all episodes committed since the last call. An episode that cannot be used is noted in the
-        catalog's quarantine and passed over; it never stops the rest."""
+    def ingest(
+        self,
+        source: Source,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        limit: int | None = None,
+    ) -> Ingested:
+        """Take in all episodes committed since the last call, or the first `limit` of them. An episode that cannot
+        be used is noted in the catalog's quarantine and passed over; it never stops the rest."""
         result = Ingested()
-        rows = self.catalog.episodes_since(self.snapshot)
+        rows = self.catalog.episodes_since(self.snapshot, limit)
         for done, row in enumerate(rows):
             try:
                 episode = ReplayEpisode.from_rows(episode_rows(self.trace(row), self.policy), source)
@@ -184,8 +190,9 @@ class Learner:
     def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
         """DIVL and QAM on the replay: `steps` of the LEARNER step of algorithm.md 3."""
         for step in range(steps):
-            if step % self.config.check_every == 0:
+            if self.trainer.steps >= self._next_check:
                 self.check = self._check_critic()
+                self._next_check = self.trainer.steps + self.config.check_every
             batch = self.replay.sample(
                 self.config.trainer.batch,
                 self.trainer.sampling,
