@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cv2
+import mujoco
 import numpy as np
 import torch
 import typer
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from lwd_fleet.sim.experts import Expert
 from lwd_fleet.sim.language import instructions
 from lwd_fleet.sim.presets import trunk_config
-from lwd_fleet.sim.scene import ITEMS, KEYPOINT_NAMES
+from lwd_fleet.sim.scene import ITEMS, KEYPOINT_NAMES, build_model
 from lwd_fleet.sim.shift import Randomisation
 from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.sim.world import ABSENT, World
@@ -39,6 +40,7 @@ IMAGE_SIZE = 96
 TICKS_PER_STEP = 5
 NEAR_M = 0.20  # a tool camera is asked for the nearest item only if it is about in view
 POSITION_UNIT_M = 0.01  # the loss turns from square to linear here
+BLOB_SIGMA = 0.05  # in image coordinates, about two pixels: the camera is not quite where it should be
 RANDOMISATION = Randomisation(camera_position_m=0.012, camera_angle_rad=0.012, camera_fov_deg=1.0)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -93,6 +95,7 @@ def train(
     if start is not None:
         load_trunk(start, trunk)
     trunk.to(device)
+    projection = _overview_projection()
     optimiser = torch.optim.AdamW(trunk.parameters(), lr=1e-3, weight_decay=1e-4)
     began, step = time.monotonic(), 0
     while (elapsed := (time.monotonic() - began) / (60 * minutes)) < 1.0:
@@ -100,7 +103,9 @@ def train(
             group["lr"] = 1e-3 * min(1.0, step / 200) * (0.5 + 0.5 * np.cos(np.pi * elapsed)) + 1e-6
         index = rng.integers(len(images) - held_out, size=batch)
         inputs = _inputs(images, rows, index, rng, "train", device)
-        loss = _loss(trunk.perceive(inputs), rows, index, device)
+        seen = trunk.perceive(inputs)
+        guidance = max(0.0, 1.0 - 1.5 * elapsed)  # of the heat maps; at last only positions count
+        loss = _loss(seen, rows, index, device) + guidance * _heat_loss(seen.heat, rows, index, projection)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
@@ -186,6 +191,35 @@ def _loss(seen: Perception, rows: dict[str, np.ndarray], index: np.ndarray, devi
         + 0.2 * F.cross_entropy(seen.place_logits, place)
     )
     return loss
+
+
+def _heat_loss(heat: Tensor, rows: dict[str, np.ndarray], index: np.ndarray, projection: np.ndarray) -> Tensor:
+    """Cross-entropy to a blob where the unmoved overview camera would see each thing.
+
+    Without it the maps start uniform and positions hardly pull on them: a first minute became twenty.
+    """
+    target, present = _targets(rows, index, str(heat.device))[:2]
+    points = torch.cat([target, torch.ones_like(target[..., :1])], dim=-1) @ torch.tensor(projection.T, device=heat.device)
+    centre = points[..., :2] / points[..., 2:]
+    height, width = heat.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=heat.device)[:, None] - centre[..., 1, None, None]
+    x = torch.linspace(-1, 1, width, device=heat.device) - centre[..., 0, None, None]
+    blob = torch.exp(-(x**2 + y**2) / (2 * BLOB_SIGMA**2)).flatten(2)
+    blob = blob / blob.sum(-1, keepdim=True).clamp(min=1e-6)
+    entropy = -(blob * heat.flatten(2)).sum(-1)
+    return (entropy * present).sum() / present.sum()
+
+
+def _overview_projection() -> np.ndarray:
+    """[3, 4] base_link -> image coordinates in [-1, 1] (times depth) of the overview camera where it should be."""
+    model = build_model("place")
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    camera = model.camera("top").id
+    rotation, position = data.cam_xmat[camera].reshape(3, 3).T, data.cam_xpos[camera]
+    zoom = 1.0 / np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)
+    intrinsic = np.array([[zoom, 0, 0], [0, -zoom, 0], [0, 0, -1.0]])  # looks along -z, rows count downwards
+    return (intrinsic @ np.hstack([rotation, (-rotation @ position)[:, None]])).astype(np.float32)
 
 
 def _targets(rows: dict[str, np.ndarray], index: np.ndarray, device: str) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from lwd_fleet.data.catalog import Catalog, EpisodeRow
-from lwd_fleet.data.episode import EpisodeReader, EpisodeRejected
-from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore, fetch_episode
+from lwd_fleet.data.bag_scan import BROKEN
+from lwd_fleet.data.episode import RecordedMessage, bag_messages
+from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore
 from lwd_fleet.data.summary import OUTCOMES
 from lwd_learner.gate import AUC_MIN, outcome_auc
 from lwd_learner.replay import Replay, Selection
@@ -40,6 +41,8 @@ from lwd_learner.transitions import (
 from lwd_policy import checkpoint
 from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
+from lwd_policy.observation import ObservationError
+from rosbags.serde import SerdeError
 
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
 SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))
@@ -101,8 +104,6 @@ class Learner:
         self.run_dir = run_dir
         self._store = store
         self._name = name
-        self._cache = run_dir / "episodes"
-        self._cache.mkdir(parents=True, exist_ok=True)
         action = policy.action_spec
         self.trainer = Trainer(
             policy.expert,
@@ -147,7 +148,7 @@ class Learner:
                 if replay.append(episode):
                     result.episodes += 1
                     result.transitions += len(episode.transitions)
-            except (EpisodeUnusable, EpisodeRejected, BlobMissing, BlobDamaged, ValueError) as error:
+            except (EpisodeUnusable, ObservationError, BlobMissing, BlobDamaged, SerdeError, *BROKEN) as error:
                 result.refused.append(f"{row.episode_id}: {error}")
                 self.catalog.quarantine(row.episode_id, f"not ingested: {error}", "")
             self.snapshot = row.seq
@@ -157,12 +158,8 @@ class Learner:
         return result
 
     def trace(self, row: EpisodeRow) -> EpisodeTrace:
-        """What happened in a committed episode. Raises EpisodeUnusable, EpisodeRejected, BlobMissing, BlobDamaged."""
-        path = fetch_episode(self._store, row.summary, self._cache)
-        try:
-            trace = trace_episode(EpisodeReader(path), self.policy, self.config.stride)
-        finally:
-            shutil.rmtree(path)  # the store has it; the replay is all that is read again
+        """What happened in a committed episode, with the verdict that counts. Raises like `fetch_trace`."""
+        trace = fetch_trace(self._store, row, self.policy, self.config.stride)
         verdict = self.catalog.labels(row.episode_id)
         if verdict:
             trace.outcome = OUTCOMES.index(verdict[-1].outcome)
@@ -236,13 +233,28 @@ class Learner:
         return self.version
 
 
-def trace_episode(reader: EpisodeReader, policy: FlowPolicy, stride: int) -> EpisodeTrace:
-    """The trace of a recorded episode as this policy would have seen it. Raises EpisodeUnusable."""
-    spec = policy.observation_spec
-    topics = {*_EPISODE_TOPICS, *(stream.topic for stream in spec.streams)}
-    messages = ((m.topic, m.log_time_ns, m.message) for m in reader.messages(*sorted(topics)))
+def fetch_trace(store: BlobStore, row: EpisodeRow, policy: FlowPolicy, stride: int) -> EpisodeTrace:
+    """What happened in a committed episode, as this policy sees it. The blob's digest says that it is the bag which
+    was checked before it was committed. Raises EpisodeUnusable, BlobMissing, BlobDamaged."""
+    (file,) = row.summary.files
+    with tempfile.TemporaryDirectory(prefix="lwd-") as folder:
+        bag = Path(folder) / file.name
+        store.get(file.sha256, bag)
+        return trace_episode(row.episode_id, bag_messages(bag, *topics_of(policy)), policy, stride)
+
+
+def trace_episode(
+    episode_id: str, messages: Iterable[RecordedMessage], policy: FlowPolicy, stride: int
+) -> EpisodeTrace:
+    """The trace of recorded messages (of `topics_of`), as this policy sees it. Raises EpisodeUnusable."""
+    read = ((message.topic, message.log_time_ns, message.message) for message in messages)
     names = policy.action_spec.embodiment.joint_names
-    return read_trace(reader.summary.episode_id, messages, spec, names, stride)
+    return read_trace(episode_id, read, policy.observation_spec, names, stride)
+
+
+def topics_of(policy: FlowPolicy) -> tuple[str, ...]:
+    """What the learner reads of an episode."""
+    return tuple(sorted({*_EPISODE_TOPICS, *(stream.topic for stream in policy.observation_spec.streams)}))
 
 
 def fit_actions(traces: Iterable[EpisodeTrace], action: ActionSpec) -> ActionSpec:

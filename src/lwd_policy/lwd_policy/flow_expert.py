@@ -20,11 +20,15 @@ class ExpertSize:
     blocks: int
 
 
-PRESETS = {"tiny": ExpertSize(256, 3), "base": ExpertSize(512, 4)}
+PRESETS = {"tiny": ExpertSize(256, 2), "base": ExpertSize(512, 4)}
 
 
 class FlowExpert(nn.Module):
-    """Residual MLP over the flattened chunk; context and flow time scale and shift every block (AdaLN)."""
+    """Residual MLP over the flattened chunk; what is seen and the flow time are added in front of every nonlinearity.
+
+    Adjoint matching evaluates it some sixty times per update, so that its cost is the cost of learning: the wide
+    part (the context) enters by one matrix, the blocks are square.
+    """
 
     frequency: Tensor
 
@@ -32,7 +36,7 @@ class FlowExpert(nn.Module):
         super().__init__()
         width, blocks = PRESETS[size].width, PRESETS[size].blocks
         self.register_buffer("frequency", math.pi * 2.0 ** torch.linspace(0, 5, _FREQUENCIES), persistent=False)
-        self.context = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.context = nn.Linear(context_dim, width)
         self.time = nn.Linear(2 * _FREQUENCIES, width)
         self.enter = nn.Linear(horizon * action_dim, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
@@ -44,8 +48,7 @@ class FlowExpert(nn.Module):
         """context: [B, C]; noisy: [B, H, A]; flow_time: [B], 0 noise to 1 action. Returns velocity [B, H, A]."""
         phase = flow_time.unsqueeze(-1) * self.frequency
         condition = self.context(context) + self.time(torch.cat([phase.sin(), phase.cos()], dim=-1))
-        condition = nn.functional.silu(condition)
-        hidden = self.enter(noisy.flatten(1))
+        hidden = self.enter(noisy.flatten(1)) + condition
         for block in self.blocks:
             hidden = block(hidden, condition)
         velocity: Tensor = self.leave(nn.functional.silu(hidden))
@@ -55,11 +58,10 @@ class FlowExpert(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.condition = nn.Linear(width, 2 * width)
-        self.body = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.norm = nn.LayerNorm(width)
+        self.inward = nn.Linear(width, width)
+        self.outward = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.condition(condition).chunk(2, dim=-1)
-        moved: Tensor = hidden + self.body(self.norm(hidden) * (1 + scale) + shift)
+        moved: Tensor = hidden + self.outward(nn.functional.silu(self.inward(self.norm(hidden)) + condition))
         return moved

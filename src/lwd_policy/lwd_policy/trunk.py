@@ -73,13 +73,15 @@ class TrunkConfig:
 class Perception:
     """What a trunk believes. keypoints [B, N, 3] and presence_logits [B, N]: where each slot is, if it is there;
     item_logits [B, items], place_logits [B, places]: what the instruction refers to; tool_offsets [B, T, 3]: nearest
-    item minus tool, of each tool camera (T may be 0)."""
+    item minus tool, of each tool camera (T may be 0); heat [B, N, h, w]: log-probability of each slot over the
+    overview image (h = w = 0 without one)."""
 
     keypoints: Tensor
     presence_logits: Tensor
     item_logits: Tensor
     place_logits: Tensor
     tool_offsets: Tensor
+    heat: Tensor
 
 
 class Trunk(nn.Module):
@@ -173,6 +175,7 @@ class KeypointTrunk(Trunk):
             item_logits=self.item_query(embedding),
             place_logits=self.place_query(embedding),
             tool_offsets=points.new_zeros(len(points), 0, 3),
+            heat=points.new_zeros(*points.shape[:2], 0, 0),
         )
 
 
@@ -204,8 +207,8 @@ class ImageTrunk(Trunk):
         images = inputs["images"].permute(0, 1, 4, 2, 3).to(self.overview_to_base.weight.dtype) / 127.5 - 1.0
         batch, slots = len(images), self.config.slots
         body = inputs["body"].view(batch, -1, _PER_ARM)
-        top = self.overview(images[:, 0])
-        near = self.tool_view(images[:, 1:].flatten(0, 1)).view(batch, self.tool_cameras, -1)
+        top, heat = self.overview(images[:, 0])
+        near = self.tool_view(images[:, 1:].flatten(0, 1))[0].view(batch, self.tool_cameras, -1)
         coarse = self.overview_to_base(top[:, :slots, :2])
         located = self.locate(torch.cat([top.flatten(1), near.flatten(1), body.flatten(1)], dim=1))
         fine, presence = located.view(batch, slots, 4).split([3, 1], dim=-1)
@@ -215,6 +218,7 @@ class ImageTrunk(Trunk):
             item_logits=self.item_query(embedding),
             place_logits=self.place_query(embedding),
             tool_offsets=0.1 * self.approach(torch.cat([near, body[:, : self.tool_cameras]], dim=-1)),
+            heat=heat[:, :slots],
         )
 
 
@@ -282,15 +286,17 @@ class _PointFinder(nn.Module):
         self.maps = nn.Conv2d(channels, points, 1)
         self.sharpness = nn.Parameter(torch.ones(points, 1))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: [B, 3, H, W] in [-1, 1]. Returns [B, points, 3]: x, y in [-1, 1] and how sharp the map is."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: [B, 3, H, W] in [-1, 1]. Returns [B, points, 3]: x, y in [-1, 1] and how sharp the map is; and the
+        maps' log-probabilities [B, points, h, w]."""
         maps: Tensor = self.maps(self.body(image))
         height, width = maps.shape[-2:]
-        weight = (maps.flatten(2) * self.sharpness).softmax(-1)
+        heat = (maps.flatten(2) * self.sharpness).log_softmax(-1)
+        weight = heat.exp()
         rows = torch.linspace(-1, 1, height, device=maps.device)
         columns = torch.linspace(-1, 1, width, device=maps.device)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         place = torch.stack([x.flatten(), y.flatten()], dim=-1)
         centre = weight @ place
         peak = weight.pow(2).sum(-1, keepdim=True)
-        return torch.cat([centre, peak], dim=-1)
+        return torch.cat([centre, peak], dim=-1), heat.view_as(maps)

@@ -261,16 +261,25 @@ class EpisodeReader:
 
     def messages(self, *topics: str) -> Iterator[RecordedMessage]:
         """The messages of the given topics (names without prefix; none given: all) in order of log time."""
-        names = [name for name in self.summary.message_counts if not topics or relative_topic(name) in topics]
-        with self._file.open("rb") as stream:
-            for schema, channel, message in make_reader(stream).iter_messages(topics=names):
-                yield RecordedMessage(
-                    topic=relative_topic(channel.topic),
-                    type=schema.name if schema else "",
-                    log_time_ns=message.log_time,
-                    publish_time_ns=message.publish_time,
-                    cdr=message.data,
-                )
+        return bag_messages(self._file, *topics)
+
+
+def bag_messages(file: Path, *topics: str) -> Iterator[RecordedMessage]:
+    """The messages of a bag that is known to be good (`EpisodeReader`, or a blob with the right digest), of the
+    given topics (names without prefix; none given: all), in order of log time."""
+    with file.open("rb") as stream:
+        reader = make_reader(stream)
+        summary = reader.get_summary()
+        known = [] if summary is None else [channel.topic for channel in summary.channels.values()]
+        names = [name for name in known if not topics or relative_topic(name) in topics]
+        for schema, channel, message in reader.iter_messages(topics=names):
+            yield RecordedMessage(
+                topic=relative_topic(channel.topic),
+                type=schema.name if schema else "",
+                log_time_ns=message.log_time,
+                publish_time_ns=message.publish_time,
+                cdr=message.data,
+            )
 
 
 def episode_digest(files: Iterable[FileEntry]) -> str:
