@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lwd_policy.action import ActionSpec
@@ -51,6 +51,7 @@ class Card:
     action_spec: ActionSpec
     trunk: TrunkConfig
     expert_size: str
+    value_head: bool
     origin: Mapping[str, Any] = field(default_factory=dict)  # parent, snapshot, metrics, licence, ...
 
 
@@ -63,6 +64,7 @@ def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = No
         "action": json.loads(policy.action_spec.to_json()),
         "trunk": policy.trunk.config.to_json(),
         "expert_size": policy.expert_size,
+        "value_head": policy.value is not None,
         "origin": {"licence": "Apache-2.0", **(origin or {})},
     }
     working = folder / f".{uuid.uuid4().hex}.tmp"
@@ -92,8 +94,11 @@ def read_card(path: Path, expected_digest: str | None = None) -> Card:
             raise CheckpointRefused(f"{path}: {file.name} is missing")
         if file.stat().st_size > limit:
             raise CheckpointRefused(f"{path}: {file.name} has {file.stat().st_size} bytes, more than {limit}")
-    card = card_file.read_bytes()
-    digest = _digest(card, weights_file)
+    try:
+        card = card_file.read_bytes()
+        digest = _digest(card, weights_file)
+    except OSError as error:
+        raise CheckpointRefused(f"{path}: cannot be read: {error}") from error
     if digest != (expected_digest or path.name):
         raise CheckpointRefused(
             f"{path}: the files have digest {digest[:12]}, expected {(expected_digest or path.name)[:12]}; "
@@ -112,9 +117,10 @@ def read_card(path: Path, expected_digest: str | None = None) -> Card:
             action_spec=ActionSpec.from_json(json.dumps(content["action"])),
             trunk=TrunkConfig.from_json(content["trunk"]),
             expert_size=content["expert_size"],
+            value_head=bool(content.get("value_head", False)),
             origin=content["origin"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointRefused(f"{path}: the card cannot be used: {error}") from error
 
 
@@ -124,43 +130,68 @@ def load(
     """Check, rebuild and fill a policy. Raises CheckpointRefused."""
     card = read_card(path, expected_digest)
     try:
-        policy = FlowPolicy(
-            build_trunk(card.trunk, card.action_spec.embodiment),
-            card.observation_spec,
-            card.action_spec,
-            card.expert_size,
-        )
+        with torch.device("meta"):  # nothing is allocated that the file does not hold
+            wanted = _rebuild(card).state_dict()
+        _compare(path, wanted)
+        policy = _rebuild(card)
         tensors = load_file(path / WEIGHTS, device=str(device))
-    except (ValueError, SafetensorError, OSError) as error:
+    except (ValueError, IndexError, RuntimeError, SafetensorError, OSError) as error:
         raise CheckpointRefused(f"{path}: {error}") from error
-    wanted = policy.state_dict()
-    if wanted.keys() != tensors.keys():
-        difference = ", ".join(sorted(wanted.keys() ^ tensors.keys())[:5])
-        raise CheckpointRefused(f"{path}: tensors missing or unknown: {difference}")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise CheckpointRefused(
-                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"expected {wanted[name].dtype} {tuple(wanted[name].shape)}"
-            )
+        if tensor.dtype != wanted[name].dtype:
+            raise CheckpointRefused(f"{path}: {name} is {tensor.dtype}, expected {wanted[name].dtype}")
         if not torch.isfinite(tensor).all():
             raise CheckpointRefused(f"{path}: {name} has a number that is not finite")
     policy.load_state_dict(tensors)
     return policy.to(device).eval(), card
 
 
-def verify_against(card: Card, embodiment: Embodiment) -> None:
-    """Refuse a policy made for another body: joint order, limits and kinematics must be the robot's own.
+def verify_against(
+    card: Card, embodiment: Embodiment, observation_spec: ObservationSpec | None = None
+) -> None:
+    """Refuse a policy made for another body: joint order, limits and kinematics must be the robot's own, and where
+    it is given what the robot publishes, the streams too.
 
     A policy for other limits or a shifted tool would run and be subtly wrong. Raises CheckpointRefused.
     """
     own, its = embodiment, card.action_spec.embodiment
     if its.joint_names != own.joint_names:
-        raise CheckpointRefused(f"made for joints {list(its.joint_names)}, the robot has {list(own.joint_names)}")
+        raise CheckpointRefused(
+            f"made for joints {list(its.joint_names)}, the robot has {list(own.joint_names)}"
+        )
     if not (np.array_equal(its.lower, own.lower) and np.array_equal(its.upper, own.upper)):
         raise CheckpointRefused(f"made for other joint limits than those of {own.name}")
     if its.to_json() != own.to_json():
         raise CheckpointRefused(f"made for another description of {its.name}: kinematics or home differ")
+    there = {} if observation_spec is None else {stream.name: stream for stream in observation_spec.streams}
+    for stream in card.observation_spec.streams:
+        known = there.get(stream.name)
+        if observation_spec is None or (known is None and not stream.required):
+            continue
+        if known is None:
+            raise CheckpointRefused(f"needs the stream {stream.name}, the robot has {', '.join(there)}")
+        for what in ("topic", "kind", "shape"):
+            if getattr(stream, what) != getattr(known, what):
+                raise CheckpointRefused(
+                    f"made for {stream.name} with {what} {getattr(stream, what)}, the robot's is {getattr(known, what)}"
+                )
+
+
+def _rebuild(card: Card) -> FlowPolicy:
+    trunk = build_trunk(card.trunk, card.action_spec.embodiment)
+    return FlowPolicy(trunk, card.observation_spec, card.action_spec, card.expert_size, card.value_head)
+
+
+def _compare(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Names and shapes of the file's tensors, without reading the tensors. Raises CheckpointRefused."""
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if wanted.keys() != shapes.keys():
+        difference = ", ".join(sorted(wanted.keys() ^ shapes.keys())[:5])
+        raise CheckpointRefused(f"{path}: tensors missing or unknown: {difference}")
+    for name, shape in shapes.items():
+        if shape != tuple(wanted[name].shape):
+            raise CheckpointRefused(f"{path}: {name} has shape {shape}, expected {tuple(wanted[name].shape)}")
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

@@ -66,12 +66,18 @@ class ChunkPolicy:
             # At its beginning an episode has no past: the first feature stands in for it, here and in the learner.
             slot.features = [*(slot.features or [feature] * (history - 1)), feature][-history:]
             contexts.append(self.policy.context(torch.stack(slot.features).unsqueeze(0)))
-            noises.append(torch.randn(self.action_spec.horizon, self.action_spec.dim, generator=slot.generator))
+            noises.append(
+                torch.randn(self.action_spec.horizon, self.action_spec.dim, generator=slot.generator)
+            )
         noise = torch.stack(noises).to(features.device)
-        normalised = self.policy.sample(torch.cat(contexts), noise).cpu().numpy()
+        context = torch.cat(contexts)
+        normalised = self.policy.sample(context, noise).cpu().numpy()
+        values = self.policy.estimate(context).cpu().numpy()
         reference = np.stack([reference_position(observation) for observation in observations])
-        positions = self.action_spec.decode(self.action_spec.denormalise(normalised.astype(np.float64)), reference)
+        positions = self.action_spec.decode(
+            self.action_spec.denormalise(normalised.astype(np.float64)), reference
+        )
         return [
-            PolicyChunk(positions[i], normalised[i], features[i].cpu().numpy(), float("nan"))
+            PolicyChunk(positions[i], normalised[i], features[i].cpu().numpy(), float(values[i]))
             for i in range(len(observations))
         ]

@@ -10,15 +10,30 @@ from torch import Tensor, nn
 
 from lwd_policy.action import ActionSpec
 from lwd_policy.flow_expert import FlowExpert
-from lwd_policy.observation import Observation, ObservationSpec
+from lwd_policy.observation import INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, Observation, ObservationSpec
 from lwd_policy.trunk import Trunk
 
 FLOW_STEPS = 10  # Euler steps; below 10 the published method loses most of its success (algorithm.md 1.9)
 
 
+class ValueHead(nn.Module):
+    """Chance of success [B] in [0, 1] of a context [B, C]: what robots and monitors show, never what they act on."""
+
+    def __init__(self, context_dim: int, width: int = 128) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, context: Tensor) -> Tensor:
+        value: Tensor = self.layers(context).squeeze(-1).sigmoid()
+        return value
+
+
 class FlowPolicy(nn.Module):
     """`trunk` gives a feature per observation, the features of the last `history` chunk boundaries are the context,
-    `expert` is the velocity field over normalised chunks [H, A]."""
+    `expert` is the velocity field over normalised chunks [H, A], `value` may be None.
+
+    Raises ValueError where the observation lacks what the trunk sees or has another shape of it.
+    """
 
     def __init__(
         self,
@@ -26,13 +41,16 @@ class FlowPolicy(nn.Module):
         observation_spec: ObservationSpec,
         action_spec: ActionSpec,
         expert_size: str = "tiny",
+        value_head: bool = False,
     ) -> None:
         super().__init__()
+        _require_inputs(trunk, observation_spec)
         self.observation_spec = observation_spec
         self.action_spec = action_spec
         self.expert_size = expert_size
         self.trunk = trunk
         self.expert = FlowExpert(self.context_dim, action_spec.horizon, action_spec.dim, expert_size)
+        self.value = ValueHead(self.context_dim) if value_head else None
 
     @property
     def feature_dim(self) -> int:
@@ -66,6 +84,14 @@ class FlowPolicy(nn.Module):
         return velocity
 
     @torch.no_grad()
+    def estimate(self, context: Tensor) -> Tensor:
+        """Value of contexts [B, C]: [B] in [0, 1]; NaN without a value head."""
+        if self.value is None:
+            return context.new_full((len(context),), torch.nan)
+        value: Tensor = self.value(context)
+        return value
+
+    @torch.no_grad()
     def sample(self, context: Tensor, noise: Tensor, steps: int = FLOW_STEPS) -> Tensor:
         """Euler integration of the flow from noise [B, H, A] at time 0; clipped to [-1, 1]."""
         chunk = noise
@@ -73,3 +99,18 @@ class FlowPolicy(nn.Module):
             time = torch.full((len(chunk),), step / steps, device=chunk.device, dtype=chunk.dtype)
             chunk = chunk + self.velocity(context, chunk, time) / steps
         return chunk.clamp(-1.0, 1.0)
+
+
+def _require_inputs(trunk: Trunk, spec: ObservationSpec) -> None:
+    config = trunk.config
+    joints = (len(trunk.embodiment.joint_names),)
+    needed: dict[str, tuple[int, ...]] = {JOINT_POSITIONS: joints, INSTRUCTION: ()}
+    if config.kind == "keypoints":
+        needed[KEYPOINTS] = (config.slots, 3)
+    shapes = {stream.name: stream.shape for stream in spec.streams}
+    missing = [name for name in (*needed, *config.cameras) if name not in shapes]
+    if missing:
+        raise ValueError(f"the trunk needs the streams {', '.join(missing)}, which the observation lacks")
+    for name, shape in needed.items():
+        if shapes[name] != shape:
+            raise ValueError(f"stream {name} has shape {shapes[name]}, the trunk needs {shape}")

@@ -86,7 +86,8 @@ class ObservationSpec:
         try:
             content = json.loads(text)
             streams = tuple(
-                Stream(**{**entry, "shape": tuple(int(d) for d in entry["shape"])}) for entry in content["streams"]
+                Stream(**{**entry, "shape": tuple(int(d) for d in entry["shape"])})
+                for entry in content["streams"]
             )
             return cls(streams, int(content["history"]))
         except (KeyError, TypeError) as error:
@@ -130,9 +131,9 @@ class ObservationBuffer:
         self._stamps: dict[str, list[int]] = {stream.name: [] for stream in spec.streams}
         self._values: dict[str, list[Any]] = {stream.name: [] for stream in spec.streams}
 
-    def clear(self) -> None:
-        """Forget everything."""
-        for name in self._stamps:
+    def clear(self, *names: str) -> None:
+        """Forget the samples of these streams, or of all."""
+        for name in names or self._stamps:
             self._stamps[name].clear()
             self._values[name].clear()
 
@@ -160,7 +161,9 @@ class ObservationBuffer:
                 chosen[stream.name] = index
             elif stream.required:
                 what = "has no sample" if age_s is None else f"is {age_s:.3f} s old"
-                raise ObservationStale(f"{stream.name} ({stream.topic}) {what}; at most {stream.max_age_s:g} s allowed")
+                raise ObservationStale(
+                    f"{stream.name} ({stream.topic}) {what}; at most {stream.max_age_s:g} s allowed"
+                )
         return self._assemble(time_ns, chosen)
 
     def at_stamps(self, time_ns: int, stamps: Mapping[str, int]) -> Observation:
@@ -182,12 +185,15 @@ class ObservationBuffer:
             else self._values[name][index]
             for name, index in chosen.items()
         }
-        return Observation(time_ns, values, {name: self._stamps[name][index] for name, index in chosen.items()})
+        return Observation(
+            time_ns, values, {name: self._stamps[name][index] for name, index in chosen.items()}
+        )
 
 
 def decode_image(stream: Stream, encoded: bytes) -> NDArray[np.uint8]:
     """RGB uint8 [H, W, 3] of the stream's shape. Raises ObservationError if it is no image."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    # cv2 answers most damaged data with None, but raises for none at all
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise ObservationError(f"{stream.name} ({stream.topic}): {len(encoded)} bytes that are no image")
     height, width, _ = stream.shape
@@ -222,7 +228,9 @@ def _by_name(
 
 def _checked(stream: Stream, values: NDArray[Any]) -> NDArray[Any]:
     if values.shape != stream.shape:
-        raise ObservationError(f"{stream.name} ({stream.topic}): shape {values.shape}, expected {stream.shape}")
+        raise ObservationError(
+            f"{stream.name} ({stream.topic}): shape {values.shape}, expected {stream.shape}"
+        )
     if not np.isfinite(values).all():
         raise ObservationError(f"{stream.name} ({stream.topic}): a number is not finite")
     return values
