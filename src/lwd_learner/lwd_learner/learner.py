@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rosbags.serde import SerdeError
 
-from lwd_fleet.data.catalog import Catalog, EpisodeRow
 from lwd_fleet.data.bag_scan import BROKEN
+from lwd_fleet.data.catalog import Catalog, EpisodeRow
 from lwd_fleet.data.episode import RecordedMessage, bag_messages
 from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore
 from lwd_fleet.data.summary import OUTCOMES
@@ -42,7 +43,6 @@ from lwd_policy import checkpoint
 from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
-from rosbags.serde import SerdeError
 
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
 SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From episodes to a policy version, with real episodes; and going on after an end, wherever it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import SmallRun, small_config
+
+from lwd_learner import trainer
+from lwd_learner.learner_worker import LearnerJob, LearnerWorker
+from lwd_learner.online import OnlineConfig, OnlineLearner
+from lwd_learner.training_run import TrainingRun
+from lwd_policy import checkpoint
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spool with two sealed episodes, recorded once."""
+    run = SmallRun(tmp_path_factory.mktemp("episodes"))
+    assert len(run.expert([1, 2])) == 2
+    return run.root / "spool"
+
+
+@pytest.fixture
+def run(tmp_path: Path, episodes: Path) -> SmallRun:
+    """A run with both episodes committed."""
+    run = SmallRun(tmp_path)
+    for path in sorted(episodes.glob("0*")):
+        run.uploader.upload(path)
+    return run
+
+
+def test_episodes_become_a_policy_version(run: SmallRun) -> None:
+    first = run.first_version()
+    learner = run.learner(held_out=0.0)
+    told: list[tuple[int, int]] = []
+    ingested = learner.ingest("offline", lambda done, total: told.append((done, total)))
+    assert ingested.episodes == 2 and not ingested.refused and told == [(1, 2), (2, 2)]
+    assert len(learner.replay) == ingested.transitions > 10
+    losses: list[float] = []
+    learner.clone(80, progress=lambda step, metrics: losses.append(metrics["clone_loss"]))
+    assert sum(losses[-20:]) < sum(losses[:20])
+    learner.trainer.freeze_reference()
+    learner.learn(3)
+    version = learner.publish(learner.trainer.report() | {"auc": float("nan")})
+    row = run.catalog.desired_policy()
+    assert row is not None and row.version == version == first + 1
+    assert row.parent == first and row.snapshot_n == 2 and "critic_loss" in row.metrics and "auc" not in row.metrics
+    policy, card = checkpoint.load(Path(row.uri.removeprefix("file://")), row.digest)
+    assert card.origin["learner_steps"] == 83
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), learner.policy.parameters(), strict=True))
+
+
+def test_an_episode_that_cannot_be_used_is_set_aside_and_the_rest_taken_in(run: SmallRun) -> None:
+    rows = run.catalog.episodes_since(0)
+    (file,) = rows[0].summary.files
+    blob = run.root / "store" / "blobs" / "sha256" / file.sha256
+    blob.write_bytes(blob.read_bytes()[:-1000])
+    learner = run.learner(held_out=0.0)
+    ingested = learner.ingest("offline")
+    assert ingested.episodes == 1 and rows[0].episode_id in ingested.refused[0]
+    (note,) = run.catalog.quarantined()
+    assert note.episode_id == rows[0].episode_id and "not ingested" in note.reason
+    assert run.catalog.cursor("learner") == 2
+
+
+def test_the_same_episodes_are_held_out_by_every_learner(run: SmallRun) -> None:
+    one = run.learner(held_out=0.5)
+    names = [f"episode {number}" for number in range(400)]
+    held_out = {name for name in names if one._is_held_out(name)}
+    assert 150 < len(held_out) < 250
+    one.close()
+    again = run.learner(held_out=0.5)
+    assert held_out == {name for name in names if again._is_held_out(name)}
+    assert again.ingest("offline").episodes == 2
+    ids = again.replay.episode_ids | again.held_out.episode_ids
+    assert ids == {row.episode_id for row in run.catalog.episodes_since(0)}
+    assert again.held_out.episode_ids == {name for name in ids if again._is_held_out(name)}
+
+
+def test_a_restart_goes_on_from_the_cursor(run: SmallRun) -> None:
+    learner = run.learner(held_out=0.0)
+    assert learner.ingest("offline", limit=1).episodes == 1
+    learner.close()
+    again = run.learner(held_out=0.0)
+    assert again.snapshot == 1 and len(again.replay) > 0
+    assert again.ingest("offline").episodes == 1
+    assert again.ingest("offline").episodes == 0
+    assert len(again.replay.episode_ids) == 2
+
+
+def test_a_phase_counts_its_steps_over_restarts(run: SmallRun) -> None:
+    learner = run.learner(held_out=0.0)
+    learner.ingest("offline")
+    cloning = TrainingRun(learner, "bc")
+    cloning.train(3)
+    cloning.save()
+    cloning.train(2)  # lost with the process
+    learner.close()
+    learner = run.learner(held_out=0.0)
+    assert TrainingRun(learner, "bc").steps == 3
+    offline = TrainingRun(learner, "offline")
+    assert offline.resumed and offline.steps == 0 and learner.trainer.reference is not None
+    offline.train(2)
+    assert offline.steps == 2 and learner.trainer.steps == 5
+
+
+def test_the_online_learner_waits_for_data_publishes_at_its_pace_and_stops_after_its_steps(run: SmallRun) -> None:
+    learner = run.learner(held_out=0.0)
+    poor = OnlineLearner(learner, OnlineConfig(min_transitions=10**6))
+    assert poor.run_once() and poor.phase == "ingest" and poor.run.steps == 0
+    assert not poor.run_once()
+    online = OnlineLearner(learner, OnlineConfig(steps=7, publish_every=3, min_transitions=1, slice_steps=2))
+    looks: list[int] = []
+    while not online.finished:
+        assert online.run_once(lambda one: looks.append(one.run.steps))
+    assert online.phase == "idle" and not online.run_once() and online.run.steps == 7
+    assert len(run.catalog.policies()) == 3 and set(looks) == set(range(8))
+    assert online.metrics["critic_loss"] > 0
+    learner.close()
+    again = OnlineLearner(run.learner(held_out=0.0), OnlineConfig(steps=9, min_transitions=1))
+    assert again.run.steps == 7 and not again.finished
+
+
+def job(run: SmallRun, steps: int) -> LearnerJob:
+    return LearnerJob(
+        run.root / "learner",
+        str(run.root / "store"),
+        str(run.root / "catalog.db"),
+        learner=small_config(held_out=0.0),
+        online=OnlineConfig(steps=steps, publish_every=2, min_transitions=1),
+    )
+
+
+def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_worker_waits_for_a_first_policy_and_says_so(run: SmallRun) -> None:
+    worker = LearnerWorker(job(run, steps=4))
+    try:
+        wait_for(lambda: "waits for a first policy" in worker.view.problem)
+        run.first_version()
+        wait_for(lambda: worker.view.phase == "idle" and worker.view.step == 4)
+        wait_for(lambda: worker.view.policy_version == 3)
+        assert not worker.view.problem and not worker.view.failure and worker.view.snapshot == 2
+    finally:
+        worker.close()
+
+
+def test_a_loss_that_is_no_number_ends_training_and_leaves_the_good_version(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run.first_version()
+    monkeypatch.setattr(trainer.divl, "critic_loss", lambda q, target: (q * float("nan")).mean())
+    said: list[str] = []
+    worker = LearnerWorker(job(run, steps=4), said.append)
+    try:
+        wait_for(lambda: worker.view.failure)
+        assert "NonFiniteLoss" in worker.view.failure and any("stays" in text for text in said)
+    finally:
+        worker.close()
+    desired = run.catalog.desired_policy()
+    assert desired is not None and desired.version == first
