@@ -77,13 +77,7 @@ class Uploader:
         and noting it in the catalog; anything else (store or catalog away) leaves it pending.
         """
         try:
-            manifest = Manifest(EpisodeReader(path).summary)
-            for file in manifest.summary.files:
-                self._store.put(path / file.name, file.sha256)
-                self._step("blob")
-            self._store.put_manifest(manifest)
-            self._step("manifest")
-            seq = self._catalog.commit_episode(manifest, str(path))
+            manifest, seq = commit(path, self._store, self._catalog, self._step)
         except (EpisodeRejected, EpisodeConflict) as error:
             moved = quarantine(path, str(error)).quarantined
             self._catalog.quarantine(path.name, str(error), str(moved))
@@ -121,3 +115,17 @@ class Uploader:
 
     def _receipt_file(self, episode_id: str) -> Path:
         return self._receipts / f"{episode_id}.json"
+
+
+def commit(
+    path: Path, store: BlobStore, catalog: Catalog, step: Callable[[str], None] = lambda name: None
+) -> tuple[Manifest, int]:
+    """Check, store and commit one sealed episode, which stays where it is; returns its manifest and sequence number.
+    Raises `EpisodeRejected`, `EpisodeConflict`, `BlobDamaged`, `OSError`."""
+    manifest = Manifest(EpisodeReader(path).summary)
+    for file in manifest.summary.files:
+        store.put(path / file.name, file.sha256)
+        step("blob")
+    store.put_manifest(manifest)
+    step("manifest")
+    return manifest, catalog.commit_episode(manifest, str(path))

@@ -8,35 +8,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lwd_learner.importers.lerobot import import_lerobot
-from lwd_learner.importers.lerobot_layout import find_dataset
-from lwd_learner.importers.mapping import MappingError, load_mapping
-from lwd_learner.importers.quarantine import Quarantine
-from lwd_learner.importers.rosbag import find_bags, import_bags
-from lwd_learner.importers.source import ImportRefused
+from lwd_learner.importers.command import NOTHING_IMPORTED, from_bags, from_lerobot, quarantine_of
 from lwd_learner.importers.write import ImportResult
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: everything came in; 1: something was refused, each with its reason; 2: nothing could be tried."""
     options = _parser().parse_args(arguments)
-    quarantine = Quarantine(options.quarantine or options.out / "quarantine")
+    quarantine = options.quarantine or quarantine_of(options.out)
     try:
         if options.kind == "lerobot":
-            dataset = find_dataset(options.source)
-            results = import_lerobot(
-                dataset, options.out, options.robot, _say, episodes=options.episodes, quarantine=quarantine
+            results = from_lerobot(
+                options.source, options.out, _say, options.robot, options.episodes, quarantine
             )
         else:
-            bags = [bag for source in options.source for bag in find_bags(source)]
-            results = import_bags(bags, load_mapping(options.mapping), options.out, quarantine, _say)
-    except (ImportRefused, MappingError, OSError) as error:
+            results = from_bags(options.source, options.mapping, options.out, _say, quarantine)
+    except NOTHING_IMPORTED as error:
         print(f"nothing imported: {error}", file=sys.stderr)
         return 2
     refused = sum(not result.imported for result in results)
     print(f"{len(results) - refused} of {len(results)} imported into {options.out}")
     if refused:
-        print(f"{refused} refused, see {quarantine.directory}")
+        print(f"{refused} refused, see {quarantine}")
     return 1 if refused else 0
 
 
