@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib.util
 import os
 import threading
 from typing import Any
@@ -34,6 +35,7 @@ class Renderer:
 
     def __init__(self, model: mujoco.MjModel) -> None:
         """Open the context. Raises RenderingUnavailable."""
+        _load_triton_first()
         self.backend = choose_backend()
         os.environ["MUJOCO_GL"] = self.backend  # read by the library when it loads OpenGL
         self._gl: Any = _open_context(self.backend)
@@ -109,6 +111,15 @@ def choose_backend() -> str:
         f"no OpenGL for rendering the cameras. EGL: {egl}. OSMesa: {osmesa}. "
         f"Install one of them: apt-get install {_EGL_PACKAGES}   or: apt-get install {_OSMESA_PACKAGES}"
     )
+
+
+def _load_triton_first() -> None:
+    """Triton comes with torch's builds for NVIDIA and has an LLVM in it, as Mesa's software drivers have one.
+
+    A process that loads Triton after Mesa has drawn ends in a segmentation fault; the other way round both work.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def _open_context(backend: str) -> Any:
