@@ -15,6 +15,7 @@ from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.deployment import DeploymentError, load_deployment, node_specs
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.supervisor import Supervisor, stop_requested
+from lwd_learner import cli_data, cli_learn
 from lwd_learner.doctor import examine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed.")
@@ -90,6 +91,12 @@ def policies(catalog: CatalogOption) -> None:
                 str(row.label_m), metrics,
             )  # fmt: skip
     console.print(table)
+
+
+app.add_typer(cli_data.app, name="import")
+app.command()(cli_data.ingest)
+app.command()(cli_learn.train)
+app.command(name="eval")(cli_learn.evaluate)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -249,10 +250,15 @@ def _urdf_joint(
     ]
 
 
+def write(directory: Path) -> Path:
+    """Write the URDF and the robot YAML; returns the latter."""
+    (directory / f"{NAME}.urdf").write_text(urdf(), encoding="utf-8")
+    file = directory / f"{NAME}.yaml"
+    file.write_text(robot_yaml(), encoding="utf-8")
+    return file
+
+
 if __name__ == "__main__":
     import sys
-    from pathlib import Path
 
-    directory = Path(sys.argv[1])
-    (directory / f"{NAME}.urdf").write_text(urdf(), encoding="utf-8")
-    (directory / f"{NAME}.yaml").write_text(robot_yaml(), encoding="utf-8")
+    write(Path(sys.argv[1]))

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lwd train` and `lwd eval`: one phase of training on a run's episodes, and a success rate to be believed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from lwd_fleet.data.catalog import Catalog
+from lwd_fleet.data.store import LocalStore
+from lwd_fleet.sim import robot
+from lwd_fleet.sim.rollout_worker import RolloutRequest
+from lwd_fleet.sim.rollouts import RolloutFailed, Rollouts, split
+from lwd_fleet.sim.shift import Shift
+from lwd_fleet.sim.tasks import TASKS
+from lwd_fleet.supervisor import stop_requested
+from lwd_learner.cli_terminal import console, fail, progress_bar
+from lwd_learner.evaluate import success_rate
+from lwd_learner.learner import Learner, LearnerConfig, load_policy
+from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
+from lwd_learner.trainer import NonFiniteLoss, TrainerConfig
+from lwd_learner.training_run import TrainingRun
+from lwd_learner.training_state import ResumeRefused
+from lwd_policy import checkpoint
+from lwd_policy.checkpoint import CheckpointRefused
+
+_SLICE = 10  # steps; Ctrl-C waits for so many
+_SAVE_EVERY = 200  # steps
+_LOSSES = ("clone_loss", "critic_loss", "policy_loss")
+_REFUSALS = (CheckpointRefused, ReplayEmpty, ReplayLocked, ReplayMismatch, ResumeRefused, NonFiniteLoss)
+
+
+class Phase(str, Enum):
+    """What `lwd train` can do; online training is the learner node's."""
+
+    bc = "bc"
+    offline = "offline"
+
+
+def train(
+    phase: Annotated[Phase, typer.Argument(help="bc: clone the demonstrations; offline: learn from all episodes")],
+    run: Annotated[Path, typer.Option(help="Run directory with catalog.db and store")],
+    policy: Annotated[Path, typer.Option(help="Checkpoint directory to start from")],
+    steps: Annotated[int, typer.Option(help="Steps of this phase, those of earlier calls included", min=1)],
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Rows of a step", min=1)] = TrainerConfig().batch,
+) -> None:
+    """Train on a run's episodes and publish a policy version. Ctrl-C saves; the same command goes on."""
+    torch.set_num_threads(1)
+    if not (run / "catalog.db").is_file():
+        fail(f"{run} has no catalog.db; `lwd ingest` makes one")
+    with Catalog(run / "catalog.db") as catalog:
+        try:
+            config = LearnerConfig(TrainerConfig(batch=batch))
+            start = load_policy(policy, device)
+            learner = Learner(run / "learner", catalog, LocalStore(run / "store"), start, config, device)
+            try:
+                _train(learner, phase, steps)
+            finally:
+                learner.close()
+        except (*_REFUSALS, OSError, SQLAlchemyError) as error:
+            fail(error)
+
+
+def _train(learner: Learner, phase: Phase, steps: int) -> None:
+    with progress_bar() as bar:
+        reading = bar.add_task("ingest", total=None, note="")
+        ingested = learner.ingest("offline", lambda done, total: bar.update(reading, completed=done, total=total))
+        bar.remove_task(reading)
+        for text in ingested.refused:
+            console.print(f"not used: {text}", markup=False, highlight=False)
+        work = TrainingRun(learner, phase.value)
+        if work.resumed:
+            console.print(f"goes on from step {work.steps} of {phase.value}")
+        task = bar.add_task(phase.value, total=steps, completed=work.steps, note="")
+
+        def show(step: int, metrics: dict[str, float]) -> None:
+            losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in _LOSSES if name in metrics)
+            bar.update(task, advance=1, note=losses)
+
+        stopped = stop_requested()  # between two steps only: a state of half a step would be saved otherwise
+        while work.steps < steps and not stopped():
+            work.train(min(_SLICE, steps - work.steps), show)
+            if work.steps % _SAVE_EVERY == 0:
+                work.save()
+    if work.steps < steps:
+        work.save()
+        console.print(f"stopped at step {work.steps}; the state is saved, the same command goes on")
+        raise typer.Exit(130)
+    metrics = learner.trainer.report()
+    version = learner.publish(metrics)
+    work.save()
+    numbers = ", ".join(f"{name} {metrics[name]:.3g}" for name in _LOSSES if name in metrics)
+    console.print(f"version {version} after {work.steps} steps on {len(learner.replay)} transitions: {numbers or 'as before'}")
+
+
+def evaluate(
+    policy: Annotated[Path, typer.Option(help="Checkpoint directory")],
+    task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}")] = "place",
+    episodes: Annotated[int, typer.Option(help="Number of scenes", min=1)] = 100,
+    first_seed: Annotated[int, typer.Option(help="Scenes have this seed and the following", min=0)] = 0,
+    shift: Annotated[str, typer.Option(help="Name of a domain shift, or one as JSON")] = "",
+    workers: Annotated[int, typer.Option(help="Processes", min=1)] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the outcome of every seed")] = False,
+) -> None:
+    """Success rate of a policy on simulated robots, with its 95 % interval."""
+    if task not in TASKS:
+        fail(f"no task {task!r}; there are {', '.join(TASKS)}")
+    try:
+        Shift.parse(shift)
+        checkpoint.read_card(policy)
+    except (ValueError, CheckpointRefused) as error:
+        fail(error)
+    outcomes: dict[int, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="lwd-") as folder, progress_bar() as bar:
+        seeds = range(first_seed, first_seed + episodes)
+        request = RolloutRequest(
+            robot_file=str(robot.write(Path(folder))),
+            episodes=[(task, seed) for seed in seeds],
+            shift=shift,
+            policy=str(policy),
+        )
+        row = bar.add_task("evaluate", total=episodes, note="")
+        try:
+            with Rollouts(split(request, min(workers, episodes)), Path(folder) / "workers") as rollouts:
+                for result in rollouts:
+                    outcomes[result["request"]["seed"]] = result["success"]
+                    bar.update(row, advance=1, note=f"{sum(outcomes.values())} succeeded")
+        except RolloutFailed as error:
+            fail(error)
+    rate = success_rate(list(outcomes.values()))
+    if as_json:
+        by_seed = {str(seed): outcomes[seed] for seed in sorted(outcomes)}
+        record = {"task": task, "shift": shift, "policy": policy.name, "success": asdict(rate), "outcomes": by_seed}
+        print(json.dumps(record, indent=1))
+        return
+    console.print(
+        f"{task}: {sum(outcomes.values())} of {len(outcomes)} succeeded, "
+        f"{rate.value:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
+    )

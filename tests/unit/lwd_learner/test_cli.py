@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a person types them: what they do, what they say, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_run import SmallRun
+from typer.testing import CliRunner, Result
+
+from lwd_learner.cli import app
+from lwd_policy import checkpoint
+
+MAPPING = Path(__file__).parents[3] / "config" / "mappings" / "rosbag2_cpp_mcap.yaml"
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def lwd(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = SmallRun(tmp_path_factory.mktemp("spool"))
+    run.expert([1, 2])
+    return run.root / "spool"
+
+
+def test_every_command_explains_itself() -> None:
+    commands = ("up", "doctor", "episodes", "policies", "ingest", "train", "eval", "import")
+    said = lwd("--help").output
+    assert all(command in said for command in commands)
+    for command in commands:
+        assert lwd(command, "--help").exit_code == 0
+
+
+def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    (tmp_path / "catalog.db").touch()
+    for words in (
+        ("import", "lerobot", nowhere, "--out", tmp_path / "out"),
+        ("import", "bags", nowhere, "--mapping", MAPPING, "--out", tmp_path / "out"),
+        ("ingest", nowhere, "--run", tmp_path / "run"),
+        ("train", "bc", "--run", nowhere, "--policy", nowhere, "--steps", 1),
+        ("train", "bc", "--run", tmp_path, "--policy", nowhere, "--steps", 1),
+        ("eval", "--policy", nowhere),
+        ("eval", "--policy", nowhere, "--task", "juggle"),
+        ("eval", "--policy", nowhere, "--shift", "weather"),
+    ):
+        result = lwd(*words)
+        assert result.exit_code == 2 and "Traceback" not in result.output
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_a_bag_that_cannot_be_read_is_refused_with_a_reason(tmp_path: Path) -> None:
+    bag = tmp_path / "bag.mcap"
+    bag.write_bytes(b"not a bag")
+    result = lwd("import", "bags", bag, "--mapping", MAPPING, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "0 of 1 imported" in result.output and "refused" in result.output
+    (note,) = (tmp_path / "out" / "quarantine").glob("*.json")
+    assert json.loads(note.read_text())["reason"]
+
+
+def test_ingest_commits_what_it_can_and_lists_the_rest(tmp_path: Path, spool: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "broken.mcap").write_bytes(b"not a bag")
+    result = lwd("ingest", spool, broken, "--run", tmp_path / "run")
+    assert result.exit_code == 1 and "2 added, 1 refused" in result.output
+    assert broken.is_dir()
+    assert "2 added" not in lwd("ingest", spool, "--run", tmp_path / "run").output
+    table = lwd("episodes", "--catalog", tmp_path / "run" / "catalog.db").output
+    assert "place" in table and "in quarantine" in table
+
+
+def test_train_publishes_and_the_same_command_goes_on(tmp_path: Path, spool: Path) -> None:
+    start = checkpoint.save(tmp_path / "start", SmallRun(tmp_path / "other").policy())
+    run = tmp_path / "run"
+    assert lwd("ingest", spool, "--run", run).exit_code == 0
+    common = ("--run", run, "--policy", start, "--batch", 8)
+    result = lwd("train", "bc", "--steps", 3, *common)
+    assert result.exit_code == 0 and "version 1 after 3 steps" in result.output and "clone_loss" in result.output
+    result = lwd("train", "bc", "--steps", 5, *common)
+    assert "goes on from step 3" in result.output and "version 2 after 5 steps" in result.output
+    result = lwd("train", "offline", "--steps", 2, *common)
+    assert result.exit_code == 0 and "version 3 after 2 steps" in result.output
+    refused = lwd("train", "offline", "--steps", 4, *common[:-1], 9)
+    assert refused.exit_code == 2 and "batch = 8" in refused.stderr
+    table = lwd("policies", "--catalog", run / "catalog.db").output
+    assert "active" in table and table.count("retired") == 2
+
+
+def test_eval_says_the_rate_with_its_interval(tmp_path: Path) -> None:
+    policy = checkpoint.save(tmp_path, SmallRun(tmp_path / "run").policy())
+    words = ("eval", "--policy", policy, "--episodes", 2, "--workers", 2, "--first-seed", 7, "--shift", "placement")
+    record = json.loads(lwd(*words, "--json").stdout)
+    assert record["outcomes"].keys() == {"7", "8"} and record["shift"] == "placement"
+    rate = record["success"]
+    assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
