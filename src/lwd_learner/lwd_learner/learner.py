@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from lwd_policy.observation import ObservationError
 
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
 SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))
+_WARM_UP = 100  # cloning steps
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
 
@@ -54,6 +56,7 @@ class LearnerConfig:
     """What is decided about learning besides the trainer's own settings."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    clone_rate: float = 1e-3  # peak learning rate of cloning
     n_step: Mapping[str, int] = field(default_factory=dict)  # chunks of an offline window, by task; else 1
     stride: int = 5  # policy steps between the decisions of a demonstrator
     held_out: float = 0.1  # share of episodes that only judge the critic
@@ -177,12 +180,13 @@ class Learner:
         selection: Selection = DEMONSTRATIONS,
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ) -> None:
-        """Behaviour cloning of the selected transitions."""
+        """Behaviour cloning of the selected transitions; the learning rate rises briefly and falls to zero."""
         for step in range(steps):
+            rate = self.config.clone_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + cos(pi * step / steps))
             batch = self.replay.sample(
                 self.config.trainer.batch, self.trainer.sampling, self.trainer.config.gamma, selection=selection
             )
-            progress(step + 1, self.trainer.clone(batch))
+            progress(step + 1, self.trainer.clone(batch, rate))
 
     def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
         """DIVL and QAM on the replay: `steps` of the LEARNER step of algorithm.md 3."""

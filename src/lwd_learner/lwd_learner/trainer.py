@@ -97,9 +97,12 @@ class Trainer:
 
     # --- behaviour cloning ---------------------------------------------------------------------------------
 
-    def clone(self, batch: Batch) -> dict[str, float]:
-        """One flow-matching step towards the batch's actions, where valid. algorithm.md 2.5."""
+    def clone(self, batch: Batch, rate: float | None = None) -> dict[str, float]:
+        """One flow-matching step towards the batch's actions, where valid. algorithm.md 2.5. rate: learning rate of
+        this step; None: `policy_rate`."""
         batch = batch.to(self.device)
+        for group in self._policy_optimiser.param_groups:
+            group["lr"] = self.config.policy_rate if rate is None else rate
         noise = self._normal(batch.action.shape)
         flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
         loss = qam.flow_matching_loss(
