@@ -12,12 +12,6 @@ NAME = "lwd_fleet"
 LAUNCH_FILES = ("robot", "sim", "rviz")
 
 
-def launch_files() -> list[tuple[str, list[str]]]:
-    """Entry of `data_files` for the launch files of this package."""
-    files = [f"launch/{name}.launch.py" for name in LAUNCH_FILES]
-    return [(f"share/{NAME}/launch", [file for file in files if Path(file).is_file()])]
-
-
 def config_files() -> list[tuple[str, list[str]]]:
     """Entries of `data_files` for every file below `config`, one per folder."""
     folders: dict[Path, list[str]] = {}
@@ -40,7 +34,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        *launch_files(),
+        (f"share/{NAME}/launch", [f"launch/{name}.launch.py" for name in LAUNCH_FILES]),
         *config_files(),
     ],
     zip_safe=False,

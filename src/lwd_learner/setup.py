@@ -4,15 +4,10 @@
 `launch` beside this file is a link to the folder at the top of the repository.
 """
 
-from pathlib import Path
-
 from setuptools import find_packages, setup
 
 NAME = "lwd_learner"
 LAUNCH_FILES = ("fleet", "learner")
-
-launch_files = [f"launch/{name}.launch.py" for name in LAUNCH_FILES]
-launch_files = [file for file in launch_files if Path(file).is_file()]
 
 setup(
     name=NAME,
@@ -26,7 +21,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        (f"share/{NAME}/launch", launch_files),
+        (f"share/{NAME}/launch", [f"launch/{name}.launch.py" for name in LAUNCH_FILES]),
     ],
     zip_safe=False,
     extras_require={"test": ["pytest"]},  # `colcon test` runs pytest only if it is named here
