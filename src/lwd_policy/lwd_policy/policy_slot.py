@@ -102,6 +102,8 @@ class PolicySlot:
     def loaded(self, policy: LoadedPolicy) -> None:
         """A version is ready; one that is no longer desired is dropped."""
         self._loading.discard(policy.version)
+        if self.refused is not None and self.refused[0] == policy.version:
+            self.refused = None  # it could not be used before; whoever reads that now would give it up
         if policy.version == self.desired:
             self._ready = policy
 
