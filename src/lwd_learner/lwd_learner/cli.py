@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +18,8 @@ from lwd_fleet.deployment import DeploymentError, load_deployment, node_specs
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.supervisor import Supervisor, stop_requested
 from lwd_learner import cli_data, cli_learn
+from lwd_learner.demo import Demo, print_summary
+from lwd_learner.demo_plan import DemoPlan
 from lwd_learner.doctor import examine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed.")
@@ -44,6 +48,25 @@ def up(
         until = stop_requested()
         with Supervisor(specs, plan.run_dir, environment, report=console.print) as supervisor:
             supervisor.run(until)
+
+
+@app.command()
+def demo(
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; default: runs/<date>")] = None,
+    full: Annotated[bool, typer.Option(help="Evaluate the multi-stage task as well")] = False,
+    quick: Annotated[bool, typer.Option(help="Every step once, in a minute or two; the numbers mean nothing")] = False,
+    observation: Annotated[str, typer.Option(help="images or keypoints; default: as the plan says")] = "",
+) -> None:
+    """Run the whole loop on simulated robots and write a report."""
+    torch.set_num_threads(1)  # the robots' processes need the other core
+    plan = DemoPlan().quick() if quick else DemoPlan().full() if full else DemoPlan()
+    if observation:
+        plan = replace(plan, observation=observation)
+    directory = run_dir or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    if directory.exists():
+        raise typer.BadParameter(f"{directory} exists; name a new directory")
+    summary = Demo(directory, plan, console).run()
+    print_summary(summary, console, directory / "report.html")
 
 
 @app.command()

@@ -54,6 +54,7 @@ class EpisodeTrace:
     instruction: str = ""
     seed: int = -1
     outcome: int = OUTCOME_UNLABELLED
+    unseen: int = 0  # decisions of the policy that are left out, as a sample they saw was not recorded
     points: list[ObservationPoint] = field(default_factory=list)
     positions: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))  # [T, n]
     author: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [T] the arm furthest from the policy
@@ -112,6 +113,7 @@ def read_trace(
     executed: list[_Step] = []
     points: dict[int, Observation] = {}
     due: list[tuple[int, int]] = []  # (step, stamp) of points to place once every sample up to the stamp was read
+    decisions: list[_Decision] = []  # of the policy, whose samples may be recorded after the chunk
     running = False
     for topic, log_time, message in messages:
         stamp = _stamp_ns(message, log_time)
@@ -131,16 +133,17 @@ def read_trace(
                 due.append((len(executed) - 1, previous.stamp))
             executed.append(step)
         elif topic == "policy/action_chunk" and running:
-            stamps = dict(zip(message.stream_names, map(_nanoseconds, message.stream_stamps), strict=True))
-            points[int(message.observation_step)] = buffer.at_stamps(_nanoseconds(message.observation_stamp), stamps)
+            decisions.append(_Decision.of(message))
         stream = streams.get(topic)
         if stream is not None:
             buffer.add(stream.name, stamp, decode_message(stream, message, joint_names))
+            decisions = [decision for decision in decisions if not decision.resolve(points, buffer)]
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
             due.append((len(executed) - 1, stamp))
     for point in due:
         _place(points, buffer, *point)
+    trace.unseen = len(decisions)
     if not trace.robot:
         raise EpisodeUnusable(f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended")
     if not executed:
@@ -240,6 +243,29 @@ class _Step:
         # With two arms in different hands the step belongs to the person: cloning and credit follow them.
         author = max(int(a) for a in message.author)
         return _Step(stamp, positions, author, int(message.policy_version))
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """A chunk of the policy and the samples it was made from. Topics are recorded in the order of arrival, which is
+    not that of their causes."""
+
+    step: int
+    time_ns: int
+    stamps: dict[str, int]
+
+    @staticmethod
+    def of(message: Any) -> _Decision:
+        stamps = dict(zip(message.stream_names, map(_nanoseconds, message.stream_stamps), strict=True))
+        return _Decision(int(message.observation_step), _nanoseconds(message.observation_stamp), stamps)
+
+    def resolve(self, points: dict[int, Observation], buffer: ObservationBuffer) -> bool:
+        """Put the observation into `points` if every sample is there by now."""
+        try:
+            points[self.step] = buffer.at_stamps(self.time_ns, self.stamps)
+        except ObservationStale:
+            return False
+        return True
 
 
 def _place(points: dict[int, Observation], buffer: ObservationBuffer, step: int, stamp: int) -> None:

@@ -49,6 +49,9 @@ class EpisodeParameters:
     time_limit_s: float = parameter(
         30.0, "time limit of an episode where neither the goal nor the scene states one", unit="s", low=0.1, high=86400.0
     )
+    settle_s: float = parameter(
+        0.25, "time between the start of the recording and of the episode", unit="s", low=0.0, high=60.0
+    )
     reset_scene: bool = parameter(True, "ask `reset_scene` before an episode")
     detector: bool = parameter(True, "ask `check_success` during an episode")
     check_hz: float = parameter(5.0, "rate of the questions to the detector", unit="Hz", low=0.1, high=100.0)
@@ -206,6 +209,10 @@ class EpisodeNode(ManagedNode):
         recording = await self._call(self._start, request, options.recorder_timeout_s)
         if not recording.success:
             raise _Refused(f"the recorder did not start: {recording.message}")
+        # What the first decision sees must be in the recording: let every stream bring a sample.
+        settled_s = time.monotonic() + options.settle_s
+        while time.monotonic() < settled_s:
+            await self._pause()
         self._require_preparing()
         self._machine.run()
 

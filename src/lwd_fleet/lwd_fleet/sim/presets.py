@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+
 from lwd_fleet.sim.robot import JOINT_NAMES
 from lwd_fleet.sim.scene import CAMERAS, ITEMS, KEYPOINT_NAMES
 from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, ObservationSpec, Stream
@@ -42,3 +46,8 @@ def trunk_config(kind: str) -> TrunkConfig:
         places=tuple(range(len(ITEMS), slots - 1)),  # the lid, the last slot, is no place to put things
         cameras=tuple(f"camera_{name}" for name in CAMERAS) if kind == "images" else (),
     )
+
+
+def trunk_directory() -> Path:
+    """The pretrained trunk that is shipped. `experiments/pretrain_trunk.py` made it."""
+    return Path(get_package_share_directory("lwd_fleet")) / "config" / "trunks" / "sim_dual_arm"

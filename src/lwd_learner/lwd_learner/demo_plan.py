@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of everything the demonstration does. The numbers were found once, on development seeds (docs/demo.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lwd_learner.divl import DivlConfig
+from lwd_learner.learner import LearnerConfig
+from lwd_learner.qam import QamConfig
+from lwd_learner.trainer import TrainerConfig
+
+# Ranges of scene seeds: no scene is used twice, and none of evaluation is ever trained on.
+EVALUATION_SEED = 0
+DEVELOPMENT_SEED = 500_000  # what the numbers below were chosen on
+DEMONSTRATION_SEED = 2_000_000
+ROLLOUT_SEED = 3_000_000
+HEADLESS_SEED = 4_000_000
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """The demonstration on two cores in a quarter of an hour."""
+
+    task: str = "place"
+    second_task: str = "stow"  # multi-stage: runs and is shown, without a claim
+    observation: str = "images"  # "images" or "keypoints"
+    shift: str = "demo"  # of every robot that is deployed; demonstrations know nothing of it
+    demonstrations: int = 400
+    second_demonstrations: int = 60
+    observe_every: int = 1  # policy steps between the demonstrator's observations
+    clone_steps: int = 6000  # doubling them did not raise success on development seeds
+    rollouts: int = 200  # of the cloned policy under the shift, before any learning
+    offline_steps: int = 600
+    online_s: float = 180.0  # time the robots work while the learner learns
+    publish_every: int = 50
+    evaluation_episodes: int = 200
+    second_evaluation_episodes: int = 20
+    n_step: dict[str, int] = field(default_factory=lambda: {"stow": 10})
+    kl_budget: float = 0.2  # nat per executed step
+    policy_rows: int = 64
+    tau_ramp_steps: int = 500
+    seed: int = 0
+
+    def full(self) -> DemoPlan:
+        """With an evaluation of the multi-stage task that is worth a number."""
+        return replace(self, second_evaluation_episodes=self.evaluation_episodes)
+
+    def quick(self) -> DemoPlan:
+        """Every step once, in a minute or two: to see that it runs, not what it is worth."""
+        return replace(
+            self,
+            observation="keypoints",
+            demonstrations=24,
+            second_demonstrations=4,
+            clone_steps=150,
+            rollouts=12,
+            offline_steps=10,
+            online_s=25.0,
+            publish_every=5,
+            evaluation_episodes=6,
+            second_evaluation_episodes=2,
+        )
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The same for every phase and for the learner node, or its saved state could not be continued."""
+        default = TrainerConfig()
+        trainer = replace(
+            default,
+            divl=replace(DivlConfig(), tau_ramp_steps=self.tau_ramp_steps),
+            qam=replace(QamConfig(), kl_budget=self.kl_budget),
+            policy_rows=self.policy_rows,
+        )
+        return LearnerConfig(trainer, n_step=self.n_step, stride=self.observe_every)
