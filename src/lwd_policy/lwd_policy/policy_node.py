@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy on a robot: observations in, action chunks out; loads and swaps versions (`policy_slot.py`).
 
-The executor's thread collects samples and publishes, one worker thread runs torch: an inference or a download never
-delays a subscription.
+The executor's thread collects samples and publishes, one worker thread infers and another loads: neither delays a
+subscription, and a version is checked and warmed up beside the one that runs.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from geometry_msgs.msg import PoseArray
 from lwd_msgs.msg import ActionChunk, EpisodeState, ExecutedAction, PolicyStatus
 from rcl_interfaces.msg import SetParametersResult
@@ -40,6 +36,7 @@ from lwd_policy.observation import (
 )
 from lwd_policy.policy_slot import LoadedPolicy, PolicySlot, PolicyVersion, check_form, load_policy
 from lwd_policy.qos import COMMAND, EVENTS, IMAGE_LATEST, LATCHED
+from lwd_policy.worker import Worker
 
 _STREAM_TYPES: dict[str, tuple[Any, QoSProfile]] = {
     "image": (CompressedImage, IMAGE_LATEST),
@@ -59,7 +56,9 @@ class PolicyParameters:
     robot_file: str = parameter("", "YAML file that describes the robot")
     device: str = parameter("cpu", "torch device that runs the policy, e.g. cpu or cuda:0")
     uri_allow: tuple[str, ...] = parameter((), "directories below which policies may lie")
-    version: int = parameter(-1, "desired policy version; -1: none", name="policy.version", low=-1, read_only=False)
+    version: int = parameter(
+        -1, "desired policy version; -1: none", name="policy.version", low=-1, read_only=False
+    )
     uri: str = parameter("", "file:// URI of its directory", name="policy.uri", read_only=False)
     digest: str = parameter("", "its SHA-256 in hex", name="policy.digest", read_only=False)
 
@@ -72,11 +71,11 @@ class PolicyNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__("policy")
         self._slot = PolicySlot()
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
+        self._loader: Worker | None = None
         self._problem = ""
         self._chunk_id = 0
         self.add_on_set_parameters_callback(self._check_desired)
-        self.add_post_set_parameters_callback(self._desired_changed)
 
     # Lifecycle ---------------------------------------------------------------------------------------
 
@@ -90,12 +89,15 @@ class PolicyNode(ManagedNode):
         self._streams: list[Any] = []
         self._episode_id = ""
         self._between_episodes = True
-        self._step = -1  # last policy step executed in this episode
+        self._episodes_seen = False
+        self._step: int | None = (
+            None  # last policy step executed in this episode, -1 before the first; None: unknown
+        )
         self._asked_at_step: int | None = None
         self._load_s = 0.0
-        self._finished: deque[Callable[[], None]] = deque()
         self._wake = self.create_guard_condition(self._collect)
-        self._worker = _Worker(self._finished, self._wake.trigger)
+        self._worker = Worker("inference", self._wake.trigger)
+        self._loader = Worker("loader", self._wake.trigger)
         self._chunks = self.create_publisher(ActionChunk, "policy/action_chunk", COMMAND)
         self._status = self.create_publisher(PolicyStatus, "policy/status", LATCHED)
         self._inputs = [
@@ -110,10 +112,11 @@ class PolicyNode(ManagedNode):
         self._ask()
 
     def cleanup(self) -> None:
-        if self._worker is None:
+        if self._worker is None or self._loader is None:
             return
         self._worker.stop()
-        self._worker = None
+        self._loader.stop()
+        self._worker = self._loader = None
         for subscription in (*self._inputs, *self._streams):
             self.destroy_subscription(subscription)
         for publisher in (self._chunks, self._status):
@@ -121,12 +124,16 @@ class PolicyNode(ManagedNode):
         self.destroy_guard_condition(self._wake)
 
     def diagnose(self) -> list[Check]:
-        active = self._slot.active
+        active, refused = self._slot.active, self._slot.refused
         text = "no policy" if active is None else f"version {active.version.version}"
-        refused = "" if self._slot.refused is None else self._slot.refused[1]
+        unmet = refused is not None and refused[0] == self._slot.desired  # else another was asked for since
+        if refused is not None and unmet:
+            text += f"; version {refused[0].version} refused: {refused[1]}"
         return [
-            Check("version", WARN if active is None or refused else OK, text, {"refused": refused}),
-            Check("inference", WARN if self._problem else OK, self._problem or "ok", {"chunks": self._chunk_id}),
+            Check("version", WARN if active is None or unmet else OK, text),
+            Check(
+                "inference", WARN if self._problem else OK, self._problem or "ok", {"chunks": self._chunk_id}
+            ),
         ]
 
     # Desired version ---------------------------------------------------------------------------------
@@ -144,19 +151,21 @@ class PolicyNode(ManagedNode):
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def _desired_changed(self, changes: list[Parameter]) -> None:
-        if any(change.name in _DESIRED for change in changes):
+    def _parameters_changed(self, changed: list[Parameter]) -> None:
+        # Not a callback of its own: rclpy calls the newest first, before `parameters` has the new values.
+        super()._parameters_changed(changed)
+        if any(change.name in _DESIRED for change in changed):
             self._load_desired()
 
     def _load_desired(self) -> None:
         options: PolicyParameters = self.parameters
-        if options.version < 0 or self._worker is None:
+        if options.version < 0 or self._loader is None:
             return
         wanted = PolicyVersion(options.version, options.uri, options.digest)
         if self._slot.want(wanted):
             started = time.monotonic()
             allowed, embodiment, device = options.uri_allow, self._embodiment, options.device
-            self._worker.submit(
+            self._loader.submit(
                 lambda: load_policy(wanted, allowed, embodiment, device),
                 lambda loaded: self._loaded(loaded, time.monotonic() - started),
                 lambda error: self._refused(wanted, error),
@@ -179,7 +188,8 @@ class PolicyNode(ManagedNode):
             assert self._slot.active is not None
             self._subscribe(self._slot.active)
             self.get_logger().info(f"policy {self._slot.active.version.version} is active")
-            self._begin_episode()
+            if self._episode_id:
+                self._begin_episode()
         self._publish_status()
 
     def _subscribe(self, active: LoadedPolicy) -> None:
@@ -192,7 +202,10 @@ class PolicyNode(ManagedNode):
         self._buffer = ObservationBuffer(spec)
         self._streams = [
             self.create_subscription(
-                _STREAM_TYPES[stream.kind][0], stream.topic, self._sampler(stream), _STREAM_TYPES[stream.kind][1]
+                _STREAM_TYPES[stream.kind][0],
+                stream.topic,
+                self._sampler(stream),
+                _STREAM_TYPES[stream.kind][1],
             )
             for stream in spec.streams
             if stream.kind != "command"  # comes with `executed_action`, in one order with the step counter
@@ -219,18 +232,27 @@ class PolicyNode(ManagedNode):
         self._between_episodes = message.state in (EpisodeState.STATE_IDLE, EpisodeState.STATE_ENDED)
         if running and message.episode_id != self._episode_id:
             self._episode_id = message.episode_id
+            # The first state of all was latched: the episode may have begun long before this process did.
+            self._step = -1 if self._episodes_seen else None
+            self._asked_at_step = None
+            self._forget_commands()
             self._begin_episode()
-            self._ask()
         elif not running:
             self._episode_id = ""
             self._swap()
+        self._episodes_seen = True
 
     def _begin_episode(self) -> None:
-        self._step = -1
-        self._asked_at_step = None
         active = self._slot.active
         if active is not None and self._worker is not None:
-            self._worker.submit(active.policy.begin_episode, lambda _: None, self._inference_failed)
+            self._worker.submit(active.policy.begin_episode, lambda _: self._ask(), self._inference_failed)
+
+    def _forget_commands(self) -> None:
+        """The last command of the episode before says nothing about where this one starts."""
+        if self._buffer is not None:
+            self._buffer.clear(
+                *(stream.name for stream in self._buffer.spec.streams if stream.kind == "command")
+            )
 
     def _on_executed(self, message: ExecutedAction) -> None:
         if message.episode_id != self._episode_id:
@@ -241,7 +263,7 @@ class PolicyNode(ManagedNode):
                 if stream.kind == "command":
                     self._sample(stream, message)
         active = self._slot.active
-        held = all(author == ExecutedAction.AUTHOR_HOLD for author in message.author)
+        held = ExecutedAction.AUTHOR_HOLD in list(message.author)
         if active is not None and (held or message.chunk_index >= active.card.action_spec.execute_steps - 1):
             self._ask()
 
@@ -250,7 +272,7 @@ class PolicyNode(ManagedNode):
         active = self._slot.active
         if not (self.active and self._episode_id and active and self._buffer and self._worker):
             return
-        if self._worker.busy or self._asked_at_step == self._step:
+        if self._worker.busy or self._step is None or self._asked_at_step == self._step:
             return
         self._asked_at_step = self._step
         try:
@@ -261,7 +283,9 @@ class PolicyNode(ManagedNode):
         episode, step, started = self._episode_id, self._step, time.monotonic()
         self._worker.submit(
             lambda: active.policy.chunk([observation])[0],
-            lambda chunk: self._publish_chunk(active, episode, step, observation, chunk, time.monotonic() - started),
+            lambda chunk: self._publish_chunk(
+                active, episode, step, observation, chunk, time.monotonic() - started
+            ),
             self._inference_failed,
         )
 
@@ -275,7 +299,7 @@ class PolicyNode(ManagedNode):
         inference_s: float,
     ) -> None:
         self._problem = ""
-        if episode_id != self._episode_id:
+        if episode_id != self._episode_id or not self.active:
             return
         self._chunk_id += 1
         message = ActionChunk(
@@ -308,8 +332,9 @@ class PolicyNode(ManagedNode):
     # Shared ------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        while self._finished:
-            self._finished.popleft()()
+        for worker in (self._worker, self._loader):
+            if worker is not None:
+                worker.collect()
 
     def _publish_status(self) -> None:
         slot = self._slot
@@ -318,59 +343,14 @@ class PolicyNode(ManagedNode):
         if slot.desired is not None:
             message.desired_version, message.desired_digest = slot.desired.version, slot.desired.digest
         if slot.active is not None:
-            message.active_version, message.active_digest = slot.active.version.version, slot.active.version.digest
+            message.active_version, message.active_digest = (
+                slot.active.version.version,
+                slot.active.version.digest,
+            )
             message.load_s = self._load_s
         if slot.refused is not None:
             message.refused_version, message.refused_reason = slot.refused[0].version, slot.refused[1]
         self._status.publish(message)
-
-
-class _Worker:
-    """One thread that does jobs in order; results are called back in the executor's thread."""
-
-    def __init__(self, finished: deque[Callable[[], None]], wake: Callable[[], None]) -> None:
-        self._finished, self._wake = finished, wake
-        self._jobs: queue.Queue[tuple[Callable[[], Any], Callable[[Any], None], Callable[[Exception], None]] | None]
-        self._jobs = queue.Queue()
-        self._pending = 0
-        self._thread = threading.Thread(target=self._run, name="policy worker", daemon=True)
-        self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job waits or runs."""
-        return self._pending > 0
-
-    def submit(
-        self, job: Callable[[], Any], done: Callable[[Any], None], failed: Callable[[Exception], None]
-    ) -> None:
-        """Do `job` in the worker, then `done(result)` or `failed(error)` in the executor's thread."""
-        self._pending += 1
-        self._jobs.put((job, done, failed))
-
-    def stop(self) -> None:
-        """End after the job under way. A thread that still ran while the context ends would abort the process."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        torch.set_num_threads(1)
-        while (entry := self._jobs.get()) is not None:
-            job, done, failed = entry
-            try:
-                result = job()
-            except Exception as error:  # noqa: BLE001 - whatever it was is reported; the robot's node lives on
-                self._finished.append(self._finish(failed, error))
-            else:
-                self._finished.append(self._finish(done, result))
-            self._wake()
-
-    def _finish(self, callback: Callable[[Any], None], value: Any) -> Callable[[], None]:
-        def call() -> None:
-            self._pending -= 1
-            callback(value)
-
-        return call
 
 
 def main(args: list[str] | None = None) -> int:
