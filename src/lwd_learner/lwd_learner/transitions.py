@@ -8,7 +8,7 @@ Three plain steps, each usable alone: `read_trace` replays the messages of an ep
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,7 +111,7 @@ def read_trace(
     buffer = ObservationBuffer(spec)
     trace = EpisodeTrace(episode_id)
     executed: list[_Step] = []
-    points: dict[int, Observation] = {}
+    points: dict[int, Observation] = {}  # by the number of the step before
     due: list[tuple[int, int]] = []  # (step, stamp) of points to place once every sample up to the stamp was read
     decisions: list[_Decision] = []  # of the policy, whose samples may be recorded after the chunk
     running = False
@@ -129,8 +129,10 @@ def read_trace(
         elif topic == "executed_action" and running:
             step = _Step.of(message, joint_names, stamp)
             previous = executed[-1] if executed else step
-            if AUTHOR_HOLD not in (previous.author, step.author) and previous.author != step.author:
-                due.append((len(executed) - 1, previous.stamp))
+            # The policy says by its chunk when it comes back after a hold; a person begins unannounced.
+            announced = step.author == AUTHOR_POLICY and previous.author == AUTHOR_HOLD
+            if step.author not in (AUTHOR_HOLD, previous.author) and not announced:
+                due.append((previous.number, previous.stamp))
             executed.append(step)
         elif topic == "policy/action_chunk" and running:
             decisions.append(_Decision.of(message))
@@ -140,7 +142,7 @@ def read_trace(
             decisions = [decision for decision in decisions if not decision.resolve(points, buffer)]
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
-            due.append((len(executed) - 1, stamp))
+            due.append((executed[-1].number, stamp))
     for point in due:
         _place(points, buffer, *point)
     trace.unseen = len(decisions)
@@ -153,7 +155,12 @@ def read_trace(
     trace.positions = np.stack([step.positions for step in executed])
     trace.author = np.array([step.author for step in executed])
     trace.policy_version = np.array([step.policy_version for step in executed])
-    trace.points = [ObservationPoint(step, points[step]) for step in sorted(points) if step < len(executed)]
+    numbers = [step.number for step in executed]  # with a gap where the arbiter was away
+    trace.points = [
+        ObservationPoint(bisect_right(numbers, number) - 1, points[number])
+        for number in sorted(points)
+        if number <= numbers[-1]
+    ]
     return trace
 
 
@@ -179,6 +186,7 @@ def chunk_transitions(trace: EpisodeTrace, horizon: int, execute_steps: int) -> 
         end = steps[following] + 1 if following < len(steps) else total
         executed = min(_run_length(trace.author, first, end), horizon)
         terminal = not np.any(trace.author[first + executed :] != AUTHOR_HOLD)
+        following = bisect_left(steps, first + executed - 1)  # nearer where the window was cut
         if following == len(steps) and not (terminal and labelled):
             continue  # nothing was seen after it: there is no state to bootstrap from
         terminal = terminal and labelled
@@ -228,6 +236,7 @@ def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.flo
 
 @dataclass(frozen=True)
 class _Step:
+    number: int
     stamp: int
     positions: NDArray[np.float64]
     author: int
@@ -242,7 +251,7 @@ class _Step:
         positions = np.asarray(message.positions, np.float64)[[column[name] for name in joint_names]]
         # With two arms in different hands the step belongs to the person: cloning and credit follow them.
         author = max(int(a) for a in message.author)
-        return _Step(stamp, positions, author, int(message.policy_version))
+        return _Step(int(message.step), stamp, positions, author, int(message.policy_version))
 
 
 @dataclass(frozen=True)
