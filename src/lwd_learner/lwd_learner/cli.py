@@ -119,6 +119,7 @@ def policies(catalog: CatalogOption) -> None:
 app.add_typer(cli_data.app, name="import")
 app.command()(cli_data.ingest)
 app.command()(cli_learn.train)
+app.command()(cli_learn.publish)
 app.command(name="eval")(cli_learn.evaluate)
 
 

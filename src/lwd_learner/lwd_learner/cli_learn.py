@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from enum import Enum
@@ -14,7 +15,7 @@ import torch
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from lwd_fleet.data.catalog import Catalog
+from lwd_fleet.data.catalog import Catalog, PolicyStateError
 from lwd_fleet.data.store import LocalStore
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.rollout_worker import RolloutRequest
@@ -26,16 +27,28 @@ from lwd_learner.cli_terminal import console, fail, progress_bar
 from lwd_learner.evaluate import success_rate
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
+from lwd_learner.sim_policy import NothingToFit, sim_policy
 from lwd_learner.trainer import NonFiniteLoss, TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy import checkpoint
 from lwd_policy.checkpoint import CheckpointRefused
+from lwd_policy.trunk_file import TrunkRefused
 
 _SLICE = 10  # steps; Ctrl-C waits for so many
 _SAVE_EVERY = 200  # steps
 _LOSSES = ("clone_loss", "critic_loss", "policy_loss")
-_REFUSALS = (CheckpointRefused, ReplayEmpty, ReplayLocked, ReplayMismatch, ResumeRefused, NonFiniteLoss)
+_REFUSALS = (
+    CheckpointRefused,
+    TrunkRefused,
+    NothingToFit,
+    ReplayEmpty,
+    ReplayLocked,
+    ReplayMismatch,
+    ResumeRefused,
+    NonFiniteLoss,
+    ValueError,
+)
 
 
 class Phase(str, Enum):
@@ -48,8 +61,11 @@ class Phase(str, Enum):
 def train(
     phase: Annotated[Phase, typer.Argument(help="bc: clone the demonstrations; offline: learn from all episodes")],
     run: Annotated[Path, typer.Option(help="Run directory with catalog.db and store")],
-    policy: Annotated[Path, typer.Option(help="Checkpoint directory to start from")],
     steps: Annotated[int, typer.Option(help="Steps of this phase, those of earlier calls included", min=1)],
+    policy: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from; default: a fresh policy of the simulated robot")
+    ] = None,
+    observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     batch: Annotated[int, typer.Option(help="Rows of a step", min=1)] = TrainerConfig().batch,
 ) -> None:
@@ -60,8 +76,12 @@ def train(
     with Catalog(run / "catalog.db") as catalog:
         try:
             config = LearnerConfig(TrainerConfig(batch=batch))
-            start = load_policy(policy, device)
-            learner = Learner(run / "learner", catalog, LocalStore(run / "store"), start, config, device)
+            store = LocalStore(run / "store")
+            if policy is None:
+                start = sim_policy(observation, catalog, store, config.stride)
+            else:
+                start = load_policy(policy, device)
+            learner = Learner(run / "learner", catalog, store, start, config, device)
             try:
                 _train(learner, phase, steps)
             finally:
@@ -146,3 +166,21 @@ def evaluate(
         f"{task}: {sum(outcomes.values())} of {len(outcomes)} succeeded, "
         f"{rate.value:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
     )
+
+
+def publish(
+    policy: Annotated[Path, typer.Argument(help="Checkpoint directory")],
+    run: Annotated[Path, typer.Option(help="Run directory of the deployment that shall run it")],
+) -> None:
+    """Give a policy to the robots of a deployment: copy it into the run and make it the active version."""
+    try:
+        card = checkpoint.read_card(policy)
+        target = run / "policies" / card.digest
+        if not target.exists():
+            shutil.copytree(policy, target)
+        with Catalog(run / "catalog.db") as catalog:
+            version = catalog.register_policy(card.digest, target.absolute().as_uri(), catalog.snapshot())
+            catalog.set_policy_state(version, "active")
+    except (CheckpointRefused, PolicyStateError, OSError, SQLAlchemyError) as error:
+        fail(error)
+    console.print(f"version {version} ({card.digest[:12]}) is active in {run}")

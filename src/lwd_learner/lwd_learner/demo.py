@@ -33,7 +33,7 @@ from lwd_fleet.data.store import LocalStore
 from lwd_fleet.deployment import load_deployment, node_specs
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.sim import robot
-from lwd_fleet.sim.presets import observation_spec, trunk_config, trunk_directory
+from lwd_fleet.sim.presets import observation_spec
 from lwd_fleet.sim.rollout_worker import RolloutRequest
 from lwd_fleet.sim.rollouts import Rollouts, split
 from lwd_fleet.supervisor import Supervisor
@@ -44,7 +44,7 @@ from lwd_learner.demo_plan import (
     ROLLOUT_SEED,
     DemoPlan,
 )
-from lwd_learner.learner import SUCCESSES, Learner, fetch_trace, fit_actions
+from lwd_learner.learner import SUCCESSES, Learner
 from lwd_learner.report import (
     DeployedVersion,
     EpisodeSource,
@@ -57,16 +57,12 @@ from lwd_learner.report import (
     summary_json,
     write_report,
 )
+from lwd_learner.sim_policy import STEP_S, sim_policy
 from lwd_learner.training_run import TrainingRun
 from lwd_policy import checkpoint
-from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
-from lwd_policy.trunk import build_trunk
-from lwd_policy.trunk_file import load_trunk
 
-_NORMALISER_EPISODES = 80
 _ROBOTS = ("sim_r1", "sim_r2")
-_HORIZON, _STEP_S, _EXECUTE = 10, 0.1, 5  # the `sim` preset of rates
 _LABELS = {"keypoints": "keypoints", "images": "pixels, trunk pretrained with privileged keypoints"}
 _CURVES = ("clone_loss", "value_loss", "critic_loss", "q", "entropy", "tau", "path_kl", "auc", "over_estimate")
 _FILM_FRAMES = 8
@@ -104,7 +100,8 @@ class Demo:
         began = time.monotonic()
         plan = self.plan
         self._demonstrate()
-        learner = self._learner(self._fresh_policy())
+        policy = sim_policy(plan.observation, self.catalog, self.store, plan.observe_every)
+        learner = self._learner(policy)
         before = self._clone(learner)
         self._roll_out(before)
         offline = self._learn_offline(learner)
@@ -139,16 +136,6 @@ class Demo:
             shift="",
         )
         self._roll("demonstrations", request, record=True)
-
-    def _fresh_policy(self) -> FlowPolicy:
-        trunk = build_trunk(trunk_config(self.plan.observation), robot.embodiment())
-        load_trunk(trunk_directory(), trunk)
-        action = ActionSpec.unnormalised(robot.embodiment(), "ee_relative", _HORIZON, _STEP_S, _EXECUTE)
-        policy = FlowPolicy(trunk, self._spec, action)
-        rows = self.catalog.episodes_since(0)[:: max(1, self.plan.demonstrations // _NORMALISER_EPISODES)]
-        traces = [fetch_trace(self.store, row, policy, self.plan.observe_every) for row in rows]
-        policy.action_spec = fit_actions(traces, action)
-        return policy
 
     def _clone(self, learner: Learner) -> Path:
         with self._stage("cloning"):
@@ -304,7 +291,7 @@ class Demo:
         common = {"kind": "sim", "robot_file": str(self._robot_file), "tasks": [plan.task], "shift": plan.shift}
         content = {
             "name": "demo",
-            "rates": {"policy_step_hz": 1 / _STEP_S, "output_hz": 50.0},
+            "rates": {"policy_step_hz": 1 / STEP_S, "output_hz": 50.0},
             "robots": [{"name": name, **common} for name in _ROBOTS],
             "learner": {
                 "publish_every": plan.publish_every,

@@ -8,7 +8,6 @@ find the definition of a type where a node would: in `share/<package>/msg` below
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
+
+from lwd_fleet.share import share_directory
 
 OWN_PACKAGE = "lwd_msgs"
 SCHEMA_ENCODING = "ros2msg"
@@ -121,12 +122,8 @@ def _require(type_name: str) -> None:
 
 
 def _message_folder(package: str) -> Path | None:
-    prefixes = [prefix for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
-    for prefix in [*prefixes, sys.prefix]:
-        folder = Path(prefix) / "share" / package / "msg"
-        if folder.is_dir():
-            return folder
-    return None
+    share = share_directory(package)
+    return None if share is None or not (share / "msg").is_dir() else share / "msg"
 
 
 def _names(description: Any) -> Iterator[str]:

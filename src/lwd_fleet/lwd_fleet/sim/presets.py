@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
-
+from lwd_fleet.share import share_directory
 from lwd_fleet.sim.robot import JOINT_NAMES
 from lwd_fleet.sim.scene import CAMERAS, ITEMS, KEYPOINT_NAMES
 from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, ObservationSpec, Stream
@@ -49,5 +48,8 @@ def trunk_config(kind: str) -> TrunkConfig:
 
 
 def trunk_directory() -> Path:
-    """The pretrained trunk that is shipped. `experiments/pretrain_trunk.py` made it."""
-    return Path(get_package_share_directory("lwd_fleet")) / "config" / "trunks" / "sim_dual_arm"
+    """The pretrained trunk that is shipped; `experiments/pretrain_trunk.py` made it. Raises FileNotFoundError."""
+    share = share_directory("lwd_fleet")
+    if share is None:
+        raise FileNotFoundError("lwd_fleet is not installed: build the workspace (`make build`), use scripts/run")
+    return share / "config" / "trunks" / "sim_dual_arm"

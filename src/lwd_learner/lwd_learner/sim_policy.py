@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy of the simulated robot that has learned nothing yet but to see: the shipped trunk, a fresh flow expert."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lwd_fleet.data.catalog import Catalog
+from lwd_fleet.data.store import BlobStore
+from lwd_fleet.sim import robot
+from lwd_fleet.sim.presets import observation_spec, trunk_config, trunk_directory
+from lwd_learner.learner import fetch_trace, fit_actions
+from lwd_policy.action import ActionSpec
+from lwd_policy.flow_policy import FlowPolicy
+from lwd_policy.trunk import build_trunk
+from lwd_policy.trunk_file import load_trunk
+
+HORIZON, STEP_S, EXECUTE_STEPS = 10, 0.1, 5  # the `sim` preset of rates
+_EPISODES = 80  # that the normalisation of actions is taken from, spread over all
+
+
+class NothingToFit(Exception):
+    """There is no episode to take the normalisation of actions from."""
+
+
+def sim_policy(
+    observation: Literal["images", "keypoints"] | str, catalog: Catalog, store: BlobStore, stride: int
+) -> FlowPolicy:
+    """Its actions are normalised by the episodes committed so far: those should be demonstrations.
+
+    Raises NothingToFit, TrunkRefused, FileNotFoundError, ValueError for an unknown kind of observation.
+    """
+    body = robot.embodiment()
+    trunk = build_trunk(trunk_config(observation), body)
+    load_trunk(trunk_directory(), trunk)
+    action = ActionSpec.unnormalised(body, "ee_relative", HORIZON, STEP_S, EXECUTE_STEPS)
+    policy = FlowPolicy(trunk, observation_spec(observation), action)
+    rows = catalog.episodes_since(0)
+    if not rows:
+        raise NothingToFit("no episode is committed; record or ingest demonstrations first")
+    chosen = rows[:: max(1, len(rows) // _EPISODES)]
+    policy.action_spec = fit_actions((fetch_trace(store, row, policy, stride) for row in chosen), action)
+    return policy
