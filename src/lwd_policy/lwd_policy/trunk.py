@@ -256,14 +256,18 @@ def body_state(embodiment: Embodiment, observations: Sequence[Observation]) -> N
     """Per arm: tool position (m, base_link), two columns of its rotation, gripper measured and commanded in units
     of its range. [B, arms * 11]. Kinematics in float64, so that live and recorded features agree."""
     joints = np.stack([observation.values[JOINT_POSITIONS] for observation in observations])
-    command = np.stack([observation.values.get(COMMAND, reference_position(observation)) for observation in observations])
+    command = np.stack(
+        [observation.values.get(COMMAND, reference_position(observation)) for observation in observations]
+    )
     span = embodiment.upper - embodiment.lower
     parts = []
     for arm in embodiment.arms:
         columns = embodiment.arm_columns(arm)
         position, rotation = arm.chain.forward(joints[:, columns[: len(arm.joints)]])
         grip = columns[-1:]
-        opening = [(q[:, grip] - embodiment.lower[grip]) / span[grip] * bool(arm.gripper) for q in (joints, command)]
+        opening = [
+            (q[:, grip] - embodiment.lower[grip]) / span[grip] * bool(arm.gripper) for q in (joints, command)
+        ]
         parts += [position, rotation[:, :, 0], rotation[:, :, 1], *opening]
     return np.concatenate(parts, axis=1).astype(np.float32)
 

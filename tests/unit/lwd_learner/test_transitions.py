@@ -58,9 +58,7 @@ def state(number: int, time_ns: int, episode: str = "e", outcome: int = 0) -> tu
 
 def joints(time_ns: int, value: float, late_ns: int = 0) -> tuple[str, int, Any]:
     positions = np.array([value, -value])
-    message = create(
-        "sensor_msgs/msg/JointState", header=header(time_ns), name=[*JOINTS], position=positions
-    )
+    message = create("sensor_msgs/msg/JointState", header=header(time_ns), name=[*JOINTS], position=positions)
     return "joint_states", time_ns + late_ns, message
 
 
@@ -134,7 +132,9 @@ def test_the_policys_points_hold_the_samples_that_its_chunks_name() -> None:
     trace = read(episode([POLICY] * 4))
     assert [point.step for point in trace.points] == [-1, 1]
     seen = trace.points[1].observation
-    assert seen.values[JOINT_POSITIONS][0] == 1.5, "the later sample: named, though not the newest at the stamp"
+    assert seen.values[JOINT_POSITIONS][0] == 1.5, (
+        "the later sample: named, though not the newest at the stamp"
+    )
     assert seen.stamps[JOINT_POSITIONS] == end_of(1) + 1
     assert COMMAND not in seen.values, "what the chunk does not name was not seen"
 
@@ -263,7 +263,12 @@ def test_an_episode_that_was_only_held_has_no_decision() -> None:
 
 def test_a_demonstrators_windows_overlap_where_points_are_denser() -> None:
     rows = cut_up([EXPERT] * 4, [-1, 0, 1, 2, 3])
-    assert [(t.first, t.executed, t.next_point) for t in rows] == [(0, 2, 2), (1, 2, 3), (2, 2, -1), (3, 1, -1)]
+    assert [(t.first, t.executed, t.next_point) for t in rows] == [
+        (0, 2, 2),
+        (1, 2, 3),
+        (2, 2, -1),
+        (3, 1, -1),
+    ]
     assert [t.history_point for t in rows] == [0, 0, 0, 1], "execute_steps before, as the policy remembers"
 
 
@@ -285,8 +290,8 @@ def test_a_demonstration_that_is_cut_is_bootstrapped_at_the_cut_not_later() -> N
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_credit_is_consistent(outcome: int, seed: int) -> None:
     random = np.random.default_rng(seed)
-    runs = [[int(author)] * int(random.integers(1, 5)) for author in random.integers(0, 4, 5)]
-    authors = sum(runs, [])
+    runs = random.integers(1, 5, 5)
+    authors = [int(author) for author in np.repeat(random.integers(0, 4, 5), runs)]
     changes = [i - 1 for i in range(1, len(authors)) if authors[i] not in (HOLD, authors[i - 1])]
     points = sorted({-1, *changes, *random.choice(len(authors), len(authors) // 2, replace=False)})
     trace = trace_of(authors, points, outcome)

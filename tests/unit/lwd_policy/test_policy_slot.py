@@ -139,7 +139,9 @@ def test_a_link_out_of_an_allowed_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointRefused, match="outside of uri_allow"):
-        check_form(PolicyVersion(1, (tmp_path / "policies/link").as_uri(), DIGEST), [str(tmp_path / "policies")])
+        check_form(
+            PolicyVersion(1, (tmp_path / "policies/link").as_uri(), DIGEST), [str(tmp_path / "policies")]
+        )
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ class HeadlessRobot:
         self._buffer = ObservationBuffer(spec)
         self._streams = {stream.topic: stream for stream in spec.streams}
         self._cameras = [s.name.removeprefix("camera_") for s in spec.streams if s.kind == "image"]
-        self._writer = None if spool is None else EpisodeWriter(spool, self.episode_id, name, source="headless")
+        self._writer = (
+            None if spool is None else EpisodeWriter(spool, self.episode_id, name, source="headless")
+        )
         self._now_ns = _EPOCH_NS
         self._chunks = 0
         self._arbiter = Arbiter(embodiment, timing, auto_arm=True)
@@ -294,7 +296,9 @@ def run_policy(
     while True:
         for slot, robot in enumerate(slots):
             if robot is None and (request := next(pending, None)) is not None:
-                world = worlds[slot].setdefault(request.task, World(request.task, setup.shift, setup.image_size))
+                world = worlds[slot].setdefault(
+                    request.task, World(request.task, setup.shift, setup.image_size)
+                )
                 slots[slot] = _robot(setup, world, request)
                 policy.begin_episode(slot, request.seed)
         working = [(slot, robot) for slot, robot in enumerate(slots) if robot is not None]

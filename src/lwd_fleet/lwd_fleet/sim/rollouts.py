@@ -38,7 +38,10 @@ class Rollouts:
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[Path] = []
         for number, request in enumerate(requests):
-            file, log = directory / f"{request.robot}_{number}.json", directory / f"{request.robot}_{number}.log"
+            file, log = (
+                directory / f"{request.robot}_{number}.json",
+                directory / f"{request.robot}_{number}.log",
+            )
             file.write_text(json.dumps(asdict(request)), encoding="utf-8")
             with log.open("w", encoding="utf-8") as errors:
                 process = subprocess.Popen(
