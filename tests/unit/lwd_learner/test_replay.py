@@ -96,6 +96,9 @@ def test_one_step_is_the_one_step_view_whatever_the_window_of_others(opened: Cal
         assert torch.equal(mixed.reward[rows], one.reward[rows])
         assert torch.equal(mixed.discount[rows], one.discount[rows])
     assert torch.allclose(mixed.reward[5], torch.tensor(GAMMA**14))
+    everywhere = replay.batch(np.arange(15), GAMMA, n_step=10)
+    assert torch.equal(everywhere.reward[10:], one.reward[10:])  # online stays one chunk, however it is asked
+    assert torch.equal(everywhere.discount[10:], one.discount[10:])
 
 
 def test_a_window_does_not_cross_a_change_of_author(opened: Callable[..., Replay]) -> None:
