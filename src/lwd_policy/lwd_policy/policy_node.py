@@ -263,8 +263,12 @@ class PolicyNode(ManagedNode):
                 if stream.kind == "command":
                     self._sample(stream, message)
         active = self._slot.active
+        if active is None:
+            return
         held = ExecutedAction.AUTHOR_HOLD in list(message.author)
-        if active is not None and (held or message.chunk_index >= active.card.action_spec.execute_steps - 1):
+        # A step of an older chunk says nothing: the next one is on its way already.
+        newest = message.chunk_id == self._chunk_id
+        if held or (newest and message.chunk_index >= active.card.action_spec.execute_steps - 1):
             self._ask()
 
     def _ask(self) -> None:
