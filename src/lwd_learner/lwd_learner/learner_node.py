@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from lwd_policy.managed_node import (
 from lwd_policy.qos import LATCHED
 
 _PHASES = ("offline", "online")
+_NICENESS = 10  # training can wait; the control loops of robots on the same machine cannot
 _DEFAULT = TrainerConfig()
 _HELD_OUT = LearnerConfig().held_out
 
@@ -150,6 +152,7 @@ def learner_job(options: LearnerParameters) -> LearnerJob:
 
 
 def main(args: list[str] | None = None) -> int:
+    os.nice(_NICENESS)
     return run_node(LearnerNode, args)
 
 

@@ -150,6 +150,19 @@ class ObservationBuffer:
         forget = min(bisect_right(stamps, int(horizon)), len(stamps) - 1)
         del stamps[:forget], values[:forget]
 
+    def moment(self, now_ns: int) -> int:
+        """The time to observe at: when the newest images were taken, now where there are none.
+
+        Joints of now beside images of a camera period ago would show a moving tool where it is not: what a camera
+        at the tool sees would seem to have moved by centimetres.
+        """
+        newest = [
+            self._stamps[stream.name][bisect_right(self._stamps[stream.name], now_ns) - 1]
+            for stream in self.spec.streams
+            if stream.kind == "image" and bisect_right(self._stamps[stream.name], now_ns)
+        ]
+        return min(newest, default=now_ns)
+
     def at(self, time_ns: int) -> Observation:
         """The observation at a time: of each stream the newest sample not after it. Raises ObservationStale."""
         chosen: dict[str, int] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ class PolicyNode(ManagedNode):
             None  # last policy step executed in this episode, -1 before the first; None: unknown
         )
         self._asked_at_step: int | None = None
+        self._ends: deque[tuple[int, int]] = deque(maxlen=20)  # (stamp, step) of the last steps executed
         self._load_s = 0.0
         self._wake = self.create_guard_condition(self._collect)
         self._worker = Worker("inference", self._wake.trigger)
@@ -235,6 +237,7 @@ class PolicyNode(ManagedNode):
             # The first state of all was latched: the episode may have begun long before this process did.
             self._step = -1 if self._episodes_seen else None
             self._asked_at_step = None
+            self._ends.clear()
             self._forget_commands()
             self._begin_episode()
         elif not running:
@@ -258,6 +261,7 @@ class PolicyNode(ManagedNode):
         if message.episode_id != self._episode_id:
             return
         self._step = int(message.step)
+        self._ends.append((Time.from_msg(message.header.stamp).nanoseconds, self._step))
         if self._buffer is not None:
             for stream in self._buffer.spec.streams:
                 if stream.kind == "command":
@@ -280,11 +284,12 @@ class PolicyNode(ManagedNode):
             return
         self._asked_at_step = self._step
         try:
-            observation = self._buffer.at(self.get_clock().now().nanoseconds)
+            observation = self._buffer.at(self._buffer.moment(self.get_clock().now().nanoseconds))
         except (ObservationStale, ObservationError) as error:
             self._warn(f"no chunk: {error}")
             return
-        episode, step, started = self._episode_id, self._step, time.monotonic()
+        episode, started = self._episode_id, time.monotonic()
+        step = self._step_at(observation.time_ns)
         self._worker.submit(
             lambda: active.policy.chunk([observation])[0],
             lambda chunk: self._publish_chunk(
@@ -292,6 +297,12 @@ class PolicyNode(ManagedNode):
             ),
             self._inference_failed,
         )
+
+    def _step_at(self, time_ns: int) -> int:
+        """The last policy step that was over at that time; -1 before the first."""
+        assert self._step is not None
+        later = [step for stamp, step in self._ends if stamp > time_ns]
+        return min(later) - 1 if later else self._step
 
     def _publish_chunk(
         self,

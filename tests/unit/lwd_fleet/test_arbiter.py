@@ -377,3 +377,27 @@ def test_no_switching_between_sources_breaks_a_limit(first, operations):
     assert np.isfinite(path).all()
     assert (path >= ROBOT.lower).all() and (path <= ROBOT.upper).all()
     assert (np.abs(np.diff(path, axis=0)) <= MAX_STEP + 1e-12).all()
+
+
+def test_arms_that_the_scene_moved_are_held_where_they_were_put():
+    """The command of the episode before would otherwise drive them back before the next one starts."""
+    bench = running()
+    bench.arbiter.offer(chunk([[0.3, 0.2, 0.01]] * 10))
+    bench.ticks(20)
+    bench.arbiter.episode_ended()
+    bench.ticks(3)
+    bench.arbiter.scene_prepared()
+    home = np.array([-0.6, 0.9, 0.04])
+    bench.measured = home
+    assert bench.ticks().positions == pytest.approx(home)
+    bench.arbiter.episode_started("e2")
+    assert bench.ticks(10).positions == pytest.approx(home)
+
+
+def test_a_pushed_arm_is_not_followed_while_no_scene_is_prepared():
+    bench = running()
+    bench.ticks(5)
+    bench.arbiter.episode_ended()
+    held = bench.ticks(3).positions
+    bench.measured = held + np.array([0.1, 0.0, 0.0])
+    assert bench.ticks().positions == pytest.approx(held)

@@ -94,3 +94,14 @@ def test_the_camera_matrix_projects_the_edge_of_the_view_to_the_edge_of_the_pict
     edge = np.tan(np.deg2rad(20.0))
     pixel = matrix @ [edge, 0.0, 1.0]
     assert pixel[0] == pytest.approx(95.5)
+
+
+def test_after_a_reset_only_a_command_that_starts_from_there_is_followed(driver: SimulatedDriver) -> None:
+    names = driver.world.embodiment.joint_names
+    driver.world.reset(2)
+    driver.reset(driver.world)
+    here = driver.world.joint_positions
+    elsewhere = here + 0.3
+    assert "where the reset put the arms" in (driver.accept(names, elsewhere, 0.0) or "")
+    assert driver.accept(names, here, 0.02) is None
+    assert driver.accept(names, elsewhere, 0.04) is None

@@ -213,3 +213,19 @@ def test_memory_is_bounded_and_the_newest_sample_is_never_forgotten() -> None:
     assert len(buffer._values["x"]) <= 502
     buffer.add("x", 10_000 * S, "late")
     assert buffer.at(20_000 * S).values["x"] == "late" and len(buffer._values["x"]) == 1
+
+
+def test_images_set_the_moment_that_is_observed() -> None:
+    spec = ObservationSpec(
+        (
+            Stream("joint_positions", "joint_states", "joints", (1,), 0.2),
+            Stream("camera_top", "camera_top/image_raw/compressed", "image", (2, 2, 3), 0.3),
+            Stream("camera_wrist", "camera_wrist/image_raw/compressed", "image", (2, 2, 3), 0.3),
+        )
+    )
+    buffer = ObservationBuffer(spec)
+    assert buffer.moment(1000) == 1000
+    for name, stamp in (("camera_top", 900), ("camera_wrist", 880), ("camera_top", 1100)):
+        buffer.add(name, stamp, b"")
+    assert buffer.moment(1000) == 880
+    assert buffer.moment(890) == 880

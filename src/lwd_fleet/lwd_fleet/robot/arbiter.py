@@ -20,6 +20,9 @@ from lwd_policy.embodiment import Embodiment
 Array = NDArray[np.float64]
 
 
+_PUT_ELSEWHERE = 0.02  # rad or m: further from the command than any tracking error at rest
+
+
 class State(Enum):
     """What the robot does."""
 
@@ -210,6 +213,14 @@ class Arbiter:
         """No episode runs: hold. The step under way is not recorded."""
         self._begin_episode("")
 
+    def scene_prepared(self) -> None:
+        """The scene is being prepared: somebody else may move the arms now, and they are held where they are put.
+
+        Without this the arms would be driven back, at the highest speed, to where the episode before had ended.
+        """
+        self._begin_episode("")
+        self._preparing = True
+
     def restart(self) -> None:
         """Commands had ceased: begin again from the measured joints, disarmed. An e-stop stays latched."""
         self.armed = False
@@ -267,6 +278,9 @@ class Arbiter:
             self._output = np.clip(self._measured, self._lower, self._upper)
 
         stale = now_ns - self._measured_ns > self._joint_timeout_ns
+        moved = self._preparing and float(np.abs(self._measured - self._output).max()) > _PUT_ELSEWHERE
+        if moved and not stale and self.state == State.HOLD:
+            self._output = np.clip(self._measured, self._lower, self._upper)
         first_tick = self._tick == 0
         if first_tick:
             self._start = self._output
@@ -299,6 +313,7 @@ class Arbiter:
 
     def _begin_episode(self, episode_id: str, first_step: int = 0) -> None:
         self.episode_id = episode_id
+        self._preparing = False
         self.step = first_step
         self._tick = 0
         self._action = None

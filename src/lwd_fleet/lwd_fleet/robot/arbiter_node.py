@@ -209,6 +209,8 @@ class ArbiterNode(ManagedNode):
         assert self._arbiter is not None
         if message.state == EpisodeState.STATE_RUNNING:
             self._arbiter.episode_started(message.episode_id, self._first_step(message))
+        elif message.state == EpisodeState.STATE_PREPARING:
+            self._arbiter.scene_prepared()
         else:
             self._arbiter.episode_ended()
 

@@ -17,6 +17,7 @@ from lwd_fleet.sim.world import World
 _LARGEST_CATCH_UP_TICKS = (
     10  # a longer gap is lost time: to simulate it in one go would only make the next one
 )
+_IN_STEP = 0.05  # rad or m: a command this near to the arms starts from where they are
 
 
 class SimulatedDriver:
@@ -30,12 +31,17 @@ class SimulatedDriver:
         self._timeout_s = command_timeout_s
         self._columns = {name: index for index, name in enumerate(world.embodiment.joint_names)}
         self._command = world.joint_positions
+        self._in_step = True
         self._commanded_at_s: float | None = None
         self._next_tick_s: float | None = None
 
     def reset(self, world: World) -> None:
-        """Continue with a world that was just reset: it stays where it is until the next command."""
+        """Continue with a world that was just reset: it stays where it is until a command that starts from there.
+
+        Commands for where the arms were before are on their way still, and would carry them off.
+        """
         self.world = world
+        self._in_step = False
         self._command = world.joint_positions
         self._commanded_at_s = None
 
@@ -47,6 +53,11 @@ class SimulatedDriver:
             return refusal
         command = self._command.copy()
         command[[self._columns[name] for name in names]] = positions
+        distance = float(np.abs(command - self.world.joint_positions).max())
+        if not self._in_step and distance > _IN_STEP:
+            self.refused += 1
+            return f"command refused: {distance:.2f} rad from where the reset put the arms; start from there"
+        self._in_step = True
         self._command, self._commanded_at_s = command, now_s
         return None
 

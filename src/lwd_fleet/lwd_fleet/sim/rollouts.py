@@ -18,7 +18,7 @@ from typing import Any
 
 from lwd_fleet.sim.rollout_worker import RolloutRequest
 
-_NICENESS = 5  # headless robots are in no hurry; those on the wire are
+_NICENESS = 10  # headless robots are in no hurry; those on the wire are
 _STOP_TIMEOUT_S = 30.0
 
 
