@@ -77,6 +77,7 @@ class _Log:
     phases: list[tuple[float, str]] = field(default_factory=list)
     steps: int = 0
     learn_s: float = 0.0  # seconds spent in DIVL and QAM: what filtered cloning gets, too
+    baseline: str = ""  # what filtered cloning had
     online_from: int = 0  # catalog sequence number
     online_began_s: float = 0.0
 
@@ -202,7 +203,9 @@ class Demo:
                 learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=SUCCESSES), 0.0)
             steps = int(self._log.learn_s / ((time.monotonic() - began) / 40))
             steps = min(steps, 2 * self.plan.clone_steps)
+            began = time.monotonic()
             self._train("filtered cloning", steps, lambda count, look: learner.clone(count, SUCCESSES, look))
+            self._log.baseline = f"{steps} updates in {time.monotonic() - began:.0f} s"
             learner.close()
         return checkpoint.save(self.directory / "baselines", policy)
 
@@ -297,6 +300,7 @@ class Demo:
                 "publish_every": plan.publish_every,
                 "policy_rows": plan.policy_rows,
                 "kl_budget": plan.kl_budget,
+                "critic_rate": plan.critic_rate,
                 "tau_ramp_steps": plan.tau_ramp_steps,
             },
         }
@@ -416,7 +420,8 @@ class Demo:
             notes=(
                 f"Every policy is evaluated under the deployment shift '{self.plan.shift}', which the demonstrations "
                 "did not have.",
-                "Filtered cloning had the same episodes and as many seconds of training as learning had.",
+                f"Filtered cloning had the same episodes and {self._log.baseline}; learning had "
+                f"{self._log.learn_s:.0f} s.",
             ),
         )
 

@@ -31,13 +31,14 @@ class DemoPlan:
     observe_every: int = 1  # policy steps between the demonstrator's observations
     clone_steps: int = 6000  # doubling them did not raise success on development seeds
     rollouts: int = 200  # of the cloned policy under the shift, before any learning
-    offline_steps: int = 600
-    online_s: float = 180.0  # time the robots work while the learner learns
+    offline_steps: int = 1600  # the first half or so trains the critic only, until it can tell outcomes apart
+    online_s: float = 150.0  # time the robots work while the learner learns
     publish_every: int = 50
     evaluation_episodes: int = 200
     second_evaluation_episodes: int = 20
     n_step: dict[str, int] = field(default_factory=lambda: {"stow": 10})
-    kl_budget: float = 0.2  # nat per executed step
+    kl_budget: float = 0.6  # nat per executed step
+    critic_rate: float = 1e-3  # Adam; twice the published one: there are minutes, not hours
     policy_rows: int = 64
     tau_ramp_steps: int = 500
     seed: int = 0
@@ -71,5 +72,6 @@ class DemoPlan:
             divl=replace(DivlConfig(), tau_ramp_steps=self.tau_ramp_steps),
             qam=replace(QamConfig(), kl_budget=self.kl_budget),
             policy_rows=self.policy_rows,
+            critic_rate=self.critic_rate,
         )
         return LearnerConfig(trainer, n_step=self.n_step, stride=self.observe_every)
