@@ -4,7 +4,7 @@
     python -m lwd_fleet.sim.rollout_worker request.json
 
 With `catalog` and `store` set, episodes are uploaded like those of any robot; with `follow` set, the robots run the
-catalog's active policy and take newer versions between two episodes, until SIGTERM.
+catalog's active policy and take newer versions between two episodes, until SIGTERM; those under way are finished.
 """
 
 from __future__ import annotations
@@ -128,8 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
             uploader.upload(result.path)
         line = asdict(result) | {"path": str(result.path or "")}
         print(json.dumps(line), flush=True)
-        if stop and request.follow:
-            break
     return 0
 
 
