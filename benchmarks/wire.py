@@ -151,7 +151,9 @@ def main() -> None:
         "wall_s": time.monotonic() - began,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
     }
-    (ROOT / "benchmarks/results/wire.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    target = ROOT / "benchmarks" / "results" / "wire.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(metrics, indent=1))
 
 
