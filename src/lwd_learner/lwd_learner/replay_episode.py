@@ -46,14 +46,14 @@ class ReplayLayout:
 
 @dataclass(frozen=True)
 class ReplayEpisode:
-    """One episode to append. K observation points, R transitions; indices count from the episode's start."""
+    """One episode to append. K observations, R transitions; indices count from the episode's start."""
 
     episode_id: str
     task: str
     source: Source
     outcome: int
     features: NDArray[np.float32]  # [K, F]
-    previous: NDArray[np.int64]  # [K] the point of the decision before, itself at the start
+    previous: NDArray[np.int64]  # [K] the observation before in a context, itself at the start of one
     actions: NDArray[np.float32]  # [R, H, A]
     transitions: NDArray[Any]  # [R] TRANSITION; `next_row` and `episode` are filled in on append
 
@@ -61,19 +61,14 @@ class ReplayEpisode:
     def from_rows(rows: EpisodeRows, source: Source) -> ReplayEpisode:
         """From what `transitions.episode_rows` returns."""
         table = np.zeros(len(rows.transitions), TRANSITION)
-        previous = np.arange(len(rows.features), dtype=np.int64)
-        for transition in rows.transitions:
-            if transition.next_point >= 0:
-                previous[transition.next_point] = transition.point
         for i, transition in enumerate(rows.transitions):
-            previous[transition.point] = transition.history_point
             for name in ("point", "next_point", "executed", "planned", "policy_version", "reward"):
                 table[name][i] = getattr(transition, name)
             table["done"][i], table["cut"][i] = transition.done, transition.cut
             table["author"][i] = transition.author
         trace = rows.trace
         return ReplayEpisode(
-            trace.episode_id, trace.task, source, trace.outcome, rows.features, previous, rows.actions, table
+            trace.episode_id, trace.task, source, trace.outcome, rows.features, rows.previous, rows.actions, table
         )
 
     def digest(self) -> str:

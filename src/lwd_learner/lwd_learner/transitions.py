@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,14 @@ from lwd_policy.observation import (
     decode_message,
     reference_position,
 )
+from lwd_policy.step_clock import StepClock, from_step_grid
 
 OUTCOME_UNLABELLED, OUTCOME_SUCCESS, OUTCOME_FAILURE = 0, 1, 2
 AUTHOR_HOLD, AUTHOR_POLICY, AUTHOR_HUMAN, AUTHOR_EXPERT, AUTHOR_RAMP = range(5)
 STATE_RUNNING, STATE_ENDED = 2, 3
+
+
+_SETTLED_NS = 1_000_000_000  # samples are recorded no later than this after their stamp
 
 
 class EpisodeUnusable(Exception):
@@ -38,10 +43,17 @@ class EpisodeUnusable(Exception):
 
 @dataclass(frozen=True)
 class ObservationPoint:
-    """An observation on which a chunk was, or could have been, decided: taken after policy step `step` (-1: before the first)."""
+    """Observations on which a chunk was, or could have been, decided: the last of them taken after policy step `step`
+    (-1: before the first), when `phase` in [0, 1) of the next one had passed."""
 
     step: int
-    observation: Observation
+    context: tuple[Observation, ...]  # [history], oldest first
+    phase: float = 0.0
+
+    @property
+    def observation(self) -> Observation:
+        """The one that actions are relative to."""
+        return self.context[-1]
 
 
 @dataclass
@@ -67,15 +79,13 @@ class EpisodeTrace:
 class ChunkTransition:
     """One decision of one author.
 
-    point, history_point, next_point: indices into `EpisodeTrace.points` of the observation decided on, of the
-    decision before it (itself at the start) and of the one after (-1: none). first: trace index of the first
-    executed step; executed: steps until the next decision (L); planned: steps of the same author that followed,
+    point, next_point: indices into `EpisodeTrace.points` of the observation decided on and of the one after (-1:
+    none). first: trace index of the first executed step; executed: steps until the next decision (L); planned: steps of the same author that followed,
     up to the horizon (what cloning may imitate). done: the labelled end was reached; cut: somebody else took
     over in between; reward: 1 on the last step of a success.
     """
 
     point: int
-    history_point: int
     next_point: int
     first: int
     executed: int
@@ -89,10 +99,12 @@ class ChunkTransition:
 
 @dataclass(frozen=True)
 class EpisodeRows:
-    """One episode as arrays, ready for the replay. K observation points, R transitions."""
+    """One episode as arrays, ready for the replay. K observations, in the order of time; R transitions, whose `point` and
+    `next_point` are here rows of `features`."""
 
     trace: EpisodeTrace
     features: NDArray[np.float32]  # [K, F]
+    previous: NDArray[np.int64]  # [K] row of the observation before in a context; itself at the start of one
     actions: NDArray[np.float32]  # [R, H, A] normalised; zero beyond `planned`
     transitions: list[ChunkTransition]
 
@@ -106,23 +118,23 @@ def read_trace(
 ) -> EpisodeTrace:
     """Replay `(topic without robot prefix, log time in ns, message)` in log order into a trace.
 
-    Where the policy decided, its chunk names the very samples it saw (`stream_stamps`); where a demonstrator
-    did, a point is placed every `stride` steps on the newest samples. Raises EpisodeUnusable.
+    Where the policy decided, its chunk names the very samples it saw (`ObservationStamps`); where a demonstrator
+    did, a point is placed every `stride` steps on what a policy would have seen then. Raises EpisodeUnusable.
     """
     streams = {stream.topic: stream for stream in spec.streams}
     buffer = ObservationBuffer(spec)
     trace = EpisodeTrace(episode_id)
     executed: list[_Step] = []
-    points: dict[int, Observation] = {}  # by the number of the step before
+    points = _Points(buffer)
     due: list[
         tuple[int, int]
-    ] = []  # (step, stamp) of points to place once every sample up to the stamp was read
+    ] = []  # (step, stamp) of points to place once every sample about the stamp was read
     decisions: list[_Decision] = []  # of the policy, whose samples may be recorded after the chunk
     running = False
     for topic, log_time, message in messages:
         stamp = _stamp_ns(message, log_time)
-        while due and log_time > due[0][1]:
-            _place(points, buffer, *due.pop(0))
+        while due and log_time > due[0][1] + _SETTLED_NS:
+            points.place(*due.pop(0))
         if getattr(message, "episode_id", episode_id) != episode_id:
             continue  # a latched message of the episode before
         if topic == "episode":
@@ -138,17 +150,18 @@ def read_trace(
             if step.author not in (AUTHOR_HOLD, previous.author) and not announced:
                 due.append((previous.number, previous.stamp))
             executed.append(step)
+            points.clock.add(step.number, stamp)
         elif topic == "policy/action_chunk" and running:
             decisions.append(_Decision.of(message))
         stream = streams.get(topic)
         if stream is not None:
             buffer.add(stream.name, stamp, decode_message(stream, message, joint_names))
-            decisions = [decision for decision in decisions if not decision.resolve(points, buffer)]
+            decisions = [decision for decision in decisions if not points.resolve(decision)]
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
             due.append((executed[-1].number, stamp))
     for point in due:
-        _place(points, buffer, *point)
+        points.place(*point)
     trace.unseen = len(decisions)
     if not trace.robot:
         raise EpisodeUnusable(
@@ -156,15 +169,15 @@ def read_trace(
         )
     if not executed:
         raise EpisodeUnusable(f"{episode_id}: no executed action while the episode ran")
-    if not points:
+    if not points.found:
         raise EpisodeUnusable(f"{episode_id}: no moment at which every stream of the observation was there")
     trace.positions = np.stack([step.positions for step in executed])
     trace.author = np.array([step.author for step in executed])
     trace.policy_version = np.array([step.policy_version for step in executed])
     numbers = [step.number for step in executed]  # with a gap where the arbiter was away
     trace.points = [
-        ObservationPoint(bisect_right(numbers, number) - 1, points[number])
-        for number in sorted(points)
+        replace(points.found[number], step=bisect_right(numbers, number) - 1)
+        for number in sorted(points.found)
         if number <= numbers[-1]
     ]
     return trace
@@ -199,7 +212,6 @@ def chunk_transitions(trace: EpisodeTrace, horizon: int, execute_steps: int) -> 
         transitions.append(
             ChunkTransition(
                 point=k,
-                history_point=max(k - 1 if by_policy else bisect_left(steps, step - execute_steps), 0),
                 next_point=-1 if terminal else following,
                 first=first,
                 executed=executed,
@@ -215,8 +227,8 @@ def chunk_transitions(trace: EpisodeTrace, horizon: int, execute_steps: int) -> 
 
 
 def episode_rows(trace: EpisodeTrace, policy: FlowPolicy, batch: int = 64) -> EpisodeRows:
-    """Trunk features of every observation point and normalised action chunks of every transition."""
-    observations = [point.observation for point in trace.points]
+    """Trunk features of every observation and normalised action chunks of every transition."""
+    observations, rows, previous = _distinct(trace.points)
     features = [
         policy.feature(observations[i : i + batch]).cpu().numpy() for i in range(0, len(observations), batch)
     ]
@@ -224,8 +236,11 @@ def episode_rows(trace: EpisodeTrace, policy: FlowPolicy, batch: int = 64) -> Ep
     raw, planned = raw_actions(trace, action)
     valid = np.arange(action.horizon) < planned[:, None]
     actions = np.where(valid[..., None], action.normalise(raw), 0.0).astype(np.float32)
-    transitions = chunk_transitions(trace, action.horizon, action.execute_steps)
-    return EpisodeRows(trace, np.concatenate(features).astype(np.float32), actions, transitions)
+    transitions = [
+        replace(one, point=rows[one.point], next_point=rows[one.next_point] if one.next_point >= 0 else -1)
+        for one in chunk_transitions(trace, action.horizon, action.execute_steps)
+    ]
+    return EpisodeRows(trace, np.concatenate(features).astype(np.float32), previous, actions, transitions)
 
 
 def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -234,10 +249,31 @@ def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.flo
     transitions = chunk_transitions(trace, action.horizon, action.execute_steps)
     raw = np.zeros((len(transitions), action.horizon, action.dim))
     for chunk, transition in zip(raw, transitions, strict=True):
-        taken = trace.positions[transition.first : transition.first + transition.planned]
-        padded = np.concatenate([taken, np.repeat(taken[-1:], action.horizon - len(taken), axis=0)])
-        chunk[:] = action.encode(padded, reference_position(trace.points[transition.point].observation))
+        point = trace.points[transition.point]
+        length = _run_length(trace.author, transition.first, min(transition.first + action.horizon + 1, len(trace.author)))
+        taken = trace.positions[transition.first : transition.first + length]
+        padded = np.concatenate([taken, np.repeat(taken[-1:], action.horizon + 1 - len(taken), axis=0)])
+        seen = from_step_grid(padded, point.phase)[: action.horizon]
+        chunk[:] = action.encode(seen, reference_position(point.observation))
     return raw, np.array([transition.planned for transition in transitions], np.int64)
+
+
+def _distinct(points: Sequence[ObservationPoint]) -> tuple[list[Observation], list[int], NDArray[np.int64]]:
+    """All observations of all contexts, each once, in the order of time [K]; which of them each point was decided on;
+    and which is the one before each in its context [K]."""
+    by_key = {_key(observation): observation for point in points for observation in point.context}
+    order = sorted(by_key)
+    row = {key: index for index, key in enumerate(order)}
+    previous = np.arange(len(order), dtype=np.int64)
+    for point in points:
+        rows = [row[_key(observation)] for observation in point.context]
+        for earlier, later in pairwise(rows):
+            previous[later] = earlier
+    return [by_key[key] for key in order], [row[_key(point.observation)] for point in points], previous
+
+
+def _key(observation: Observation) -> tuple[int, tuple[tuple[str, int], ...]]:
+    return observation.time_ns, tuple(observation.stamps.items())
 
 
 @dataclass(frozen=True)
@@ -266,30 +302,56 @@ class _Decision:
     not that of their causes."""
 
     step: int
-    time_ns: int
-    stamps: dict[str, int]
+    seen: tuple[tuple[int, dict[str, int]], ...]  # time and stamps of each observation, oldest first
 
     @staticmethod
     def of(message: Any) -> _Decision:
-        stamps = dict(zip(message.stream_names, map(_nanoseconds, message.stream_stamps), strict=True))
-        return _Decision(int(message.observation_step), _nanoseconds(message.observation_stamp), stamps)
+        seen = (
+            (
+                _nanoseconds(one.stamp),
+                dict(zip(one.stream_names, map(_nanoseconds, one.stream_stamps), strict=True)),
+            )
+            for one in message.observations
+        )
+        return _Decision(int(message.observation_step), tuple(seen))
 
-    def resolve(self, points: dict[int, Observation], buffer: ObservationBuffer) -> bool:
-        """Put the observation into `points` if every sample is there by now."""
+
+class _Points:
+    """The observation points of an episode while it is read."""
+
+    def __init__(self, buffer: ObservationBuffer) -> None:
+        self.clock = StepClock()
+        self.found: dict[int, ObservationPoint] = {}  # by the number of the step before
+        self._buffer = buffer
+        self._first_ns: int | None = None
+
+    def place(self, step: int, stamp: int) -> None:
+        """Put a point where the first images after the end of `step` were taken, unless one is there; a stale stream
+        means that nobody could have decided."""
+        time_ns = self._buffer.next_moment(stamp)
+        seen_after, phase = self.clock.place(time_ns) or (step, 0.0)
+        if seen_after in self.found:
+            return
         try:
-            points[self.step] = buffer.at_stamps(self.time_ns, self.stamps)
-        except ObservationStale:
-            return False
-        return True
-
-
-def _place(points: dict[int, Observation], buffer: ObservationBuffer, step: int, stamp: int) -> None:
-    """Put a decision after `step` unless one is there; a stale stream means that nobody could have decided."""
-    if step not in points:
-        try:
-            points[step] = buffer.at(stamp)
+            context = self._buffer.context(time_ns, time_ns if self._first_ns is None else self._first_ns)
         except ObservationStale:
             return
+        self._put(ObservationPoint(seen_after, tuple(context), phase))
+
+    def resolve(self, decision: _Decision) -> bool:
+        """Put the policy's decision at its place if every sample that it saw is there by now."""
+        try:
+            context = tuple(self._buffer.at_stamps(time_ns, stamps) for time_ns, stamps in decision.seen)
+        except ObservationStale:
+            return False
+        place = self.clock.place(context[-1].time_ns)
+        self._put(ObservationPoint(decision.step, context, place[1] if place else 0.0))
+        return True
+
+    def _put(self, point: ObservationPoint) -> None:
+        self.found[point.step] = point
+        if self._first_ns is None:
+            self._first_ns = point.observation.time_ns
 
 
 def _read_state(trace: EpisodeTrace, message: Any) -> None:

@@ -27,15 +27,18 @@ class PolicyChunk:
     value: float
 
 
+_Key = tuple[int, tuple[tuple[str, int], ...]]  # time and stamps of an observation
+
+
 @dataclass
 class _Slot:
     generator: torch.Generator
-    features: list[Tensor]
+    features: dict[_Key, Tensor]  # of the newest observations: most are looked at again as another's past
 
 
 class ChunkPolicy:
-    """Keeps the history of features of each robot ("slot"). ROS-free: the policy node has one slot, the headless
-    runner one per robot. Not thread-safe."""
+    """Keeps the source of noise and the newest features of each robot ("slot"). ROS-free: the policy node has one
+    slot, the headless runner one per robot. Not thread-safe."""
 
     def __init__(self, policy: FlowPolicy) -> None:
         self.policy = policy.eval()
@@ -47,37 +50,54 @@ class ChunkPolicy:
         return self.policy.action_spec
 
     def begin_episode(self, slot: int = 0, seed: int | None = None) -> None:
-        """Forget the history of a slot. seed: makes its noise, and so its episode, repeatable."""
+        """Begin anew in a slot. seed: makes its noise, and so its episode, repeatable."""
         generator = torch.Generator()
         if seed is None:
             generator.seed()
         else:
             generator.manual_seed(seed)
-        self._slots[slot] = _Slot(generator, [])
+        self._slots[slot] = _Slot(generator, {})
 
-    def chunk(self, observations: Sequence[Observation], slots: Sequence[int] = (0,)) -> list[PolicyChunk]:
-        """One chunk per observation; `slots` says of which robot each is. Raises KeyError for a slot whose episode
-        was not begun."""
-        history = self.policy.observation_spec.history
-        features = self.policy.feature(observations)
-        contexts, noises = [], []
-        for feature, number in zip(features, slots, strict=True):
+    def chunk(
+        self, contexts: Sequence[Sequence[Observation]], slots: Sequence[int] = (0,)
+    ) -> list[PolicyChunk]:
+        """One chunk per context (`history` observations, oldest first; `ObservationBuffer.context`); `slots` says of
+        which robot each is. Raises KeyError for a slot whose episode was not begun."""
+        self._see(contexts, slots)
+        chosen, noises = [], []
+        for observations, number in zip(contexts, slots, strict=True):
             slot = self._slots[number]
-            # At its beginning an episode has no past: the first feature stands in for it, here and in the learner.
-            slot.features = [*(slot.features or [feature] * (history - 1)), feature][-history:]
-            contexts.append(self.policy.context(torch.stack(slot.features).unsqueeze(0)))
+            slot.features = {key: slot.features[key] for key in map(_key, observations)}
+            chosen.append(torch.stack([slot.features[_key(observation)] for observation in observations]))
             noises.append(
                 torch.randn(self.action_spec.horizon, self.action_spec.dim, generator=slot.generator)
             )
+        features = torch.stack(chosen)  # [B, history, F]
         noise = torch.stack(noises).to(features.device)
-        context = torch.cat(contexts)
+        context = self.policy.context(features)
         normalised = self.policy.sample(context, noise).cpu().numpy()
         values = self.policy.estimate(context).cpu().numpy()
-        reference = np.stack([reference_position(observation) for observation in observations])
+        reference = np.stack([reference_position(observations[-1]) for observations in contexts])
         positions = self.action_spec.decode(
             self.action_spec.denormalise(normalised.astype(np.float64)), reference
         )
         return [
-            PolicyChunk(positions[i], normalised[i], features[i].cpu().numpy(), float(values[i]))
-            for i in range(len(observations))
+            PolicyChunk(positions[i], normalised[i], features[i, -1].cpu().numpy(), float(values[i]))
+            for i in range(len(contexts))
         ]
+
+    def _see(self, contexts: Sequence[Sequence[Observation]], slots: Sequence[int]) -> None:
+        """Compute the features that are not known yet, all in one batch."""
+        new = {
+            (number, _key(observation)): observation
+            for observations, number in zip(contexts, slots, strict=True)
+            for observation in observations
+            if _key(observation) not in self._slots[number].features
+        }
+        if new:
+            for (number, key), feature in zip(new, self.policy.feature(list(new.values())), strict=True):
+                self._slots[number].features[key] = feature
+
+
+def _key(observation: Observation) -> _Key:
+    return observation.time_ns, tuple(observation.stamps.items())

@@ -8,7 +8,7 @@ The policy node assembles observations live and the learner from bags, both thro
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 KINDS = ("image", "joints", "command", "points", "text", "vector")
 JOINT_POSITIONS = "joint_positions"
+_SIGHTS = ("image", "points")  # kinds that come at a pace of their own
 COMMAND = "command"
 INSTRUCTION = "instruction"
 KEYPOINTS = "keypoints"
@@ -59,15 +60,23 @@ class Stream:
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """The streams of an observation. history: how many chunk boundaries (this one included) the policy remembers."""
+    """The streams of an observation. history: how many observations (the present one included) the policy decides on;
+    spacing_s: the time between them.
+
+    The spacing is a time and not the distance of decisions, which varies with latency: a policy reads speeds from
+    two observations, and one that was trained on 0.5 s and given 0.4 s lost a quarter of its success.
+    """
 
     streams: tuple[Stream, ...]
     history: int = 2
+    spacing_s: float = 0.5
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
         if len(set(names)) != len(names) or self.history < 1:
             raise ValueError("stream names must be unique and history at least 1")
+        if not 0 < self.spacing_s < _KEPT_S / self.history:
+            raise ValueError(f"spacing_s is {self.spacing_s}; {self.history} observations lie within {_KEPT_S:g} s")
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises KeyError naming those that exist."""
@@ -89,7 +98,7 @@ class ObservationSpec:
                 Stream(**{**entry, "shape": tuple(int(d) for d in entry["shape"])})
                 for entry in content["streams"]
             )
-            return cls(streams, int(content["history"]))
+            return cls(streams, int(content["history"]), float(content["spacing_s"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not an observation spec: {error}") from error
 
@@ -150,21 +159,70 @@ class ObservationBuffer:
         forget = min(bisect_right(stamps, int(horizon)), len(stamps) - 1)
         del stamps[:forget], values[:forget]
 
-    def moment(self, now_ns: int) -> int:
-        """The time to observe at: when the newest images were taken, now where there are none.
+    def moment(self, time_ns: int, latest_ns: int | None = None) -> int:
+        """The time to observe at for `time_ns`: when the nearest images (points) were taken, no later than `latest_ns`
+        (default: `time_ns`) and than the newest command; the earlier of these where the spec has no images.
 
         Joints of now beside images of a camera period ago would show a moving tool where it is not: what a camera
         at the tool sees would seem to have moved by centimetres.
         """
-        newest = [
-            self._stamps[stream.name][bisect_right(self._stamps[stream.name], now_ns) - 1]
-            for stream in self.spec.streams
-            if stream.kind == "image" and bisect_right(self._stamps[stream.name], now_ns)
-        ]
-        return min(newest, default=now_ns)
+        latest_ns = time_ns if latest_ns is None else latest_ns
+        for stream in self.spec.streams:
+            if stream.kind == "command" and self._stamps[stream.name]:
+                latest_ns = min(latest_ns, self._stamps[stream.name][-1])
+        nearest = []
+        for stream in self.spec.streams:
+            stamps = self._stamps[stream.name] if stream.kind in _SIGHTS else []
+            if usable := stamps[: bisect_right(stamps, latest_ns)]:
+                nearest.append(min(usable, key=lambda stamp: abs(stamp - time_ns)))
+        return min(nearest, default=min(time_ns, latest_ns))
+
+    def next_moment(self, time_ns: int) -> int:
+        """The first time from `time_ns` on at which every camera (detector) had a new image (points), as far as they
+        come within their `max_age_s`; else `time_ns`. For whoever looks back on samples that are all there."""
+        first = [time_ns]
+        for stream in self.spec.streams:
+            stamps = self._stamps[stream.name]
+            index = bisect_left(stamps, time_ns)
+            following = stamps[index : index + 1] if stream.kind in _SIGHTS else []
+            first += [stamp for stamp in following if stamp <= time_ns + stream.max_age_s * 1e9]
+        return max(first)
+
+    def context(self, time_ns: int, since_ns: int) -> list[Observation]:
+        """What a decision at `time_ns` is made on: `history` observations, oldest first, `spacing_s` apart.
+
+        since_ns: the time of the episode's first observation, which stands in for what would lie before it.
+        Raises ObservationStale.
+        """
+        spacing_ns = round(self.spec.spacing_s * 1e9)
+        past = [time_ns - back * spacing_ns for back in range(self.spec.history - 1, 0, -1)]
+        return [*(self.at(max(self.moment(time, time_ns), since_ns)) for time in past), self.at(time_ns)]
+
+    def require_fresh(self, time_ns: int) -> None:
+        """Raises ObservationStale if a required stream has no sample that is new enough at that time."""
+        self._newest(time_ns)
 
     def at(self, time_ns: int) -> Observation:
-        """The observation at a time: of each stream the newest sample not after it. Raises ObservationStale."""
+        """The observation at a time: of each stream the newest sample not after it; a command is interpolated between
+        two samples, as an arbiter moves in straight lines. Raises ObservationStale."""
+        return self._assemble(time_ns, self._newest(time_ns))
+
+    def at_stamps(self, time_ns: int, stamps: Mapping[str, int]) -> Observation:
+        """The observation of exactly these samples (text, which carries no stamp on the wire: the newest not after
+        `time_ns`), and of the command after the named one. Raises ObservationStale if one is not there."""
+        chosen: dict[str, int] = {}
+        for name, stamp in stamps.items():
+            known = self._stamps[name]
+            index = bisect_right(known, time_ns if self.spec.stream(name).kind == "text" else stamp) - 1
+            if index < 0 or (known[index] != stamp and self.spec.stream(name).kind != "text"):
+                raise ObservationStale(f"{name}: the sample of {stamp} ns is not there")
+            if self.spec.stream(name).kind == "command" and stamp < time_ns and index + 1 == len(known):
+                raise ObservationStale(f"{name}: the sample after {stamp} ns is not there")
+            chosen[name] = index
+        return self._assemble(time_ns, chosen)
+
+    def _newest(self, time_ns: int) -> dict[str, int]:
+        """Index of the newest sample of each stream that has one."""
         chosen: dict[str, int] = {}
         for stream in self.spec.streams:
             stamps = self._stamps[stream.name]
@@ -177,30 +235,22 @@ class ObservationBuffer:
                 raise ObservationStale(
                     f"{stream.name} ({stream.topic}) {what}; at most {stream.max_age_s:g} s allowed"
                 )
-        return self._assemble(time_ns, chosen)
-
-    def at_stamps(self, time_ns: int, stamps: Mapping[str, int]) -> Observation:
-        """The observation of exactly these samples (text, which carries no stamp on the wire: the newest not after
-        `time_ns`). Raises ObservationStale if one is not there."""
-        chosen: dict[str, int] = {}
-        for name, stamp in stamps.items():
-            known = self._stamps[name]
-            index = bisect_right(known, time_ns if self.spec.stream(name).kind == "text" else stamp) - 1
-            if index < 0 or (known[index] != stamp and self.spec.stream(name).kind != "text"):
-                raise ObservationStale(f"{name}: the sample of {stamp} ns is not there")
-            chosen[name] = index
-        return self._assemble(time_ns, chosen)
+        return chosen
 
     def _assemble(self, time_ns: int, chosen: Mapping[str, int]) -> Observation:
-        values = {
-            name: decode_image(self.spec.stream(name), self._values[name][index])
-            if self.spec.stream(name).kind == "image"
-            else self._values[name][index]
-            for name, index in chosen.items()
-        }
+        values = {name: self._value(self.spec.stream(name), index, time_ns) for name, index in chosen.items()}
         return Observation(
             time_ns, values, {name: self._stamps[name][index] for name, index in chosen.items()}
         )
+
+    def _value(self, stream: Stream, index: int, time_ns: int) -> Any:
+        stamps, values = self._stamps[stream.name], self._values[stream.name]
+        if stream.kind == "image" and isinstance(values[index], bytes):
+            values[index] = decode_image(stream, values[index])  # it will be looked at again as another's past
+        if stream.kind == "command" and stamps[index] < time_ns and index + 1 < len(stamps):
+            passed = (time_ns - stamps[index]) / (stamps[index + 1] - stamps[index])
+            return (1 - passed) * values[index] + passed * values[index + 1]
+        return values[index]
 
 
 def decode_image(stream: Stream, encoded: bytes) -> NDArray[np.uint8]:

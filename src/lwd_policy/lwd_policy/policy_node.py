@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from geometry_msgs.msg import PoseArray
-from lwd_msgs.msg import ActionChunk, EpisodeState, ExecutedAction, PolicyStatus
+from lwd_msgs.msg import ActionChunk, EpisodeState, ExecutedAction, ObservationStamps, PolicyStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -34,9 +33,11 @@ from lwd_policy.observation import (
     ObservationStale,
     Stream,
     decode_message,
+    reference_position,
 )
 from lwd_policy.policy_slot import LoadedPolicy, PolicySlot, PolicyVersion, check_form, load_policy
 from lwd_policy.qos import COMMAND, EVENTS, IMAGE_LATEST, LATCHED
+from lwd_policy.step_clock import StepClock, to_step_grid
 from lwd_policy.worker import Worker
 
 _STREAM_TYPES: dict[str, tuple[Any, QoSProfile]] = {
@@ -65,7 +66,7 @@ class PolicyParameters:
 
 
 class PolicyNode(ManagedNode):
-    """Publishes a chunk whenever the running one is about to end, or nothing is being played."""
+    """Publishes a chunk every `execute_steps` policy steps while the policy acts, and while nothing is played."""
 
     parameters_type = PolicyParameters
 
@@ -95,7 +96,8 @@ class PolicyNode(ManagedNode):
             None  # last policy step executed in this episode, -1 before the first; None: unknown
         )
         self._asked_at_step: int | None = None
-        self._ends: deque[tuple[int, int]] = deque(maxlen=20)  # (stamp, step) of the last steps executed
+        self._step_clock = StepClock()
+        self._first_observed_ns: int | None = None  # in this episode
         self._load_s = 0.0
         self._wake = self.create_guard_condition(self._collect)
         self._worker = Worker("inference", self._wake.trigger)
@@ -236,8 +238,8 @@ class PolicyNode(ManagedNode):
             self._episode_id = message.episode_id
             # The first state of all was latched: the episode may have begun long before this process did.
             self._step = -1 if self._episodes_seen else None
-            self._asked_at_step = None
-            self._ends.clear()
+            self._asked_at_step = self._first_observed_ns = None
+            self._step_clock.clear()
             self._forget_commands()
             self._begin_episode()
         elif not running:
@@ -261,7 +263,7 @@ class PolicyNode(ManagedNode):
         if message.episode_id != self._episode_id:
             return
         self._step = int(message.step)
-        self._ends.append((Time.from_msg(message.header.stamp).nanoseconds, self._step))
+        self._step_clock.add(self._step, Time.from_msg(message.header.stamp).nanoseconds)
         if self._buffer is not None:
             for stream in self._buffer.spec.streams:
                 if stream.kind == "command":
@@ -269,10 +271,10 @@ class PolicyNode(ManagedNode):
         active = self._slot.active
         if active is None:
             return
-        held = ExecutedAction.AUTHOR_HOLD in list(message.author)
-        # A step of an older chunk says nothing: the next one is on its way already.
-        newest = message.chunk_id == self._chunk_id
-        if held or (newest and message.chunk_index >= active.card.action_spec.execute_steps - 1):
+        authors = list(message.author)
+        asked_at = -1 if self._asked_at_step is None else self._asked_at_step
+        due = self._step - asked_at >= active.card.action_spec.execute_steps
+        if ExecutedAction.AUTHOR_HOLD in authors or (due and ExecutedAction.AUTHOR_POLICY in authors):
             self._ask()
 
     def _ask(self) -> None:
@@ -282,34 +284,33 @@ class PolicyNode(ManagedNode):
             return
         if self._worker.busy or self._step is None or self._asked_at_step == self._step:
             return
-        self._asked_at_step = self._step
+        now_ns = self.get_clock().now().nanoseconds
+        time_ns = self._buffer.moment(now_ns)
+        since_ns = time_ns if self._first_observed_ns is None else self._first_observed_ns
         try:
-            observation = self._buffer.at(self._buffer.moment(self.get_clock().now().nanoseconds))
+            self._buffer.require_fresh(now_ns)
+            context = self._buffer.context(time_ns, since_ns)
         except (ObservationStale, ObservationError) as error:
             self._warn(f"no chunk: {error}")
             return
+        self._asked_at_step, self._first_observed_ns = self._step, since_ns
         episode, started = self._episode_id, time.monotonic()
-        step = self._step_at(observation.time_ns)
+        step, phase = self._step_clock.place(time_ns) or (self._step, 0.0)
         self._worker.submit(
-            lambda: active.policy.chunk([observation])[0],
+            lambda: active.policy.chunk([context])[0],
             lambda chunk: self._publish_chunk(
-                active, episode, step, observation, chunk, time.monotonic() - started
+                active, episode, step, phase, context, chunk, time.monotonic() - started
             ),
             self._inference_failed,
         )
-
-    def _step_at(self, time_ns: int) -> int:
-        """The last policy step that was over at that time; -1 before the first."""
-        assert self._step is not None
-        later = [step for stamp, step in self._ends if stamp > time_ns]
-        return min(later) - 1 if later else self._step
 
     def _publish_chunk(
         self,
         active: LoadedPolicy,
         episode_id: str,
         step: int,
-        observation: Observation,
+        phase: float,
+        context: Sequence[Observation],
         chunk: PolicyChunk,
         inference_s: float,
     ) -> None:
@@ -317,19 +318,18 @@ class PolicyNode(ManagedNode):
         if episode_id != self._episode_id or not self.active:
             return
         self._chunk_id += 1
+        positions = to_step_grid(chunk.positions, reference_position(context[-1]), phase)
         message = ActionChunk(
             episode_id=episode_id,
             chunk_id=self._chunk_id,
             policy_version=active.version.version,
             policy_digest=active.version.digest,
-            observation_stamp=Time(nanoseconds=observation.time_ns).to_msg(),
+            observations=[_stamps(observation) for observation in context],
             observation_step=step,
-            stream_names=list(observation.stamps),
-            stream_stamps=[Time(nanoseconds=stamp).to_msg() for stamp in observation.stamps.values()],
             step_s=active.card.action_spec.step_s,
-            horizon=len(chunk.positions),
+            horizon=len(positions),
             joint_names=list(self._embodiment.joint_names),
-            positions=chunk.positions.reshape(-1).tolist(),
+            positions=positions.reshape(-1).tolist(),
             value=chunk.value,
             inference_s=inference_s,
         )
@@ -366,6 +366,14 @@ class PolicyNode(ManagedNode):
         if slot.refused is not None:
             message.refused_version, message.refused_reason = slot.refused[0].version, slot.refused[1]
         self._status.publish(message)
+
+
+def _stamps(observation: Observation) -> ObservationStamps:
+    return ObservationStamps(
+        stamp=Time(nanoseconds=observation.time_ns).to_msg(),
+        stream_names=list(observation.stamps),
+        stream_stamps=[Time(nanoseconds=stamp).to_msg() for stamp in observation.stamps.values()],
+    )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def load_policy(
     checkpoint.verify_against(card, embodiment)
     chunk_policy = ChunkPolicy(policy)
     chunk_policy.begin_episode()
-    chunk = chunk_policy.chunk([_resting(card, embodiment)])[0]
+    chunk = chunk_policy.chunk([[_resting(card, embodiment)] * card.observation_spec.history])[0]
     if not np.isfinite(chunk.positions).all():
         raise CheckpointRefused(
             f"{path}: the policy answers a robot at rest with numbers that are not finite"

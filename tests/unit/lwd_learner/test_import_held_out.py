@@ -33,9 +33,9 @@ def circle(phase: float, steps: int = 60) -> EpisodeTrace:
     for step in range(-1, steps):
         values = {JOINT_POSITIONS: path[step + 1], COMMAND: path[step + 1], INSTRUCTION: "circle"}
         time_ns = step * 100_000_000
-        trace.points.append(
-            ObservationPoint(step, Observation(time_ns, values, dict.fromkeys(values, time_ns)))
-        )
+        seen = Observation(time_ns, values, dict.fromkeys(values, time_ns))
+        before = trace.points[-2].observation if step > 0 else seen
+        trace.points.append(ObservationPoint(step, (before, seen)))
     return trace
 
 

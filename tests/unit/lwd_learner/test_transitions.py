@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from lwd_fleet.data.messages import create, to_stamp
+from lwd_learner.importers.embodiment import embodiment_from_positions
 from lwd_learner.transitions import (
     AUTHOR_EXPERT,
     AUTHOR_HOLD,
@@ -22,8 +24,10 @@ from lwd_learner.transitions import (
     EpisodeUnusable,
     ObservationPoint,
     chunk_transitions,
+    raw_actions,
     read_trace,
 )
+from lwd_policy.action import ActionSpec
 from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, Observation, ObservationSpec, Stream
 
 HOLD, POLICY, HUMAN, EXPERT = AUTHOR_HOLD, AUTHOR_POLICY, AUTHOR_HUMAN, AUTHOR_EXPERT
@@ -78,6 +82,15 @@ def action(step: int, author: int | Sequence[int], number: int | None = None) ->
     return "executed_action", end_of(step), message
 
 
+def seen(time_ns: int, joint_stamp: int) -> Any:
+    return create(
+        "lwd_msgs/msg/ObservationStamps",
+        stamp=to_stamp(time_ns),
+        stream_names=[JOINT_POSITIONS, INSTRUCTION],
+        stream_stamps=[to_stamp(joint_stamp), to_stamp(START_NS - 5)],
+    )
+
+
 def chunk(step: int, joint_stamp: int, after_ns: int = 1) -> tuple[str, int, Any]:
     """A chunk decided after `step` on the joints of that stamp."""
     message = create(
@@ -86,9 +99,7 @@ def chunk(step: int, joint_stamp: int, after_ns: int = 1) -> tuple[str, int, Any
         episode_id="e",
         chunk_id=step + 2,
         observation_step=step,
-        observation_stamp=to_stamp(end_of(step)),
-        stream_names=[JOINT_POSITIONS, INSTRUCTION],
-        stream_stamps=[to_stamp(joint_stamp), to_stamp(START_NS - 5)],
+        observations=[seen(end_of(step), joint_stamp)] * 2,
     )
     return "policy/action_chunk", end_of(step) + after_ns, message
 
@@ -131,12 +142,12 @@ def test_the_facts_of_an_episode_are_read() -> None:
 def test_the_policys_points_hold_the_samples_that_its_chunks_name() -> None:
     trace = read(episode([POLICY] * 4))
     assert [point.step for point in trace.points] == [-1, 1]
-    seen = trace.points[1].observation
-    assert seen.values[JOINT_POSITIONS][0] == 1.5, (
+    observation = trace.points[1].observation
+    assert observation.values[JOINT_POSITIONS][0] == 1.5, (
         "the later sample: named, though not the newest at the stamp"
     )
-    assert seen.stamps[JOINT_POSITIONS] == end_of(1) + 1
-    assert COMMAND not in seen.values, "what the chunk does not name was not seen"
+    assert observation.stamps[JOINT_POSITIONS] == end_of(1) + 1
+    assert COMMAND not in observation.values, "what the chunk does not name was not seen"
 
 
 def test_a_demonstrators_points_come_every_stride_on_the_newest_samples() -> None:
@@ -201,14 +212,46 @@ def test_joints_that_were_not_commanded_make_an_episode_unusable() -> None:
         read_trace("e", episode([EXPERT] * 2), ObservationSpec(()), ("a", "b", "c"), 2)
 
 
+def test_a_policys_context_is_what_its_chunk_names_and_the_phase_is_that_of_the_observation() -> None:
+    messages = episode([POLICY] * 6, chunks=[-1, 1])
+    decided = next(m for t, _, m in messages if t == "policy/action_chunk" and m.observation_step == 1)
+    decided.observation_step = 0  # made after the second step, from images taken within it
+    decided.observations = [seen(START_NS, START_NS - 1), seen(end_of(0) + STEP_NS // 4, end_of(0) + 1)]
+    point = read(messages).points[1]
+    assert [one.values[JOINT_POSITIONS][0] for one in point.context] == [-1.0, 0.5]
+    assert (point.step, point.phase) == (0, 0.25)
+
+
+def test_a_demonstrators_point_is_where_images_are_and_looks_back_by_time() -> None:
+    camera = Stream("top", "camera_top/image_raw/compressed", "image", (2, 2, 3), 0.3)
+    spec = ObservationSpec((*SPEC.streams, camera), history=2, spacing_s=0.2)
+    messages = [
+        *episode([EXPERT] * 8),
+        *(image(START_NS + k * STEP_NS + STEP_NS // 5) for k in range(-1, 9)),
+    ]
+    messages.sort(key=lambda message: message[1])
+    points = read_trace("e", messages, spec, JOINTS, 2).points
+    assert [point.step for point in points] == [-1, 1, 3, 5, 7]
+    assert [point.phase for point in points] == pytest.approx([0, 0.2, 0.2, 0.2, 0]), "known between two steps only"
+    times = [[(one.time_ns - START_NS) / STEP_NS for one in point.context] for point in points]
+    assert times == [[0.2, 0.2], [0.2, 2.2], [2.2, 4.2], [4.2, 6.2], [6.2, 8.2]]
+    assert points[2].observation.values[COMMAND][0] == pytest.approx(3.2), "between the third step and the fourth"
+
+
+def image(time_ns: int) -> tuple[str, int, Any]:
+    encoded = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].reshape(-1)
+    message = create("sensor_msgs/msg/CompressedImage", header=header(time_ns), format="png", data=encoded)
+    return "camera_top/image_raw/compressed", time_ns, message
+
+
 # What follows needs no messages: a trace is its authors and where its points are.
 
 HORIZON, EXECUTE = 4, 2
 
 
 def trace_of(authors: Sequence[int], points: Sequence[int], outcome: int = OUTCOME_SUCCESS) -> EpisodeTrace:
-    seen = [ObservationPoint(step, Observation(step, {}, {})) for step in points]
-    trace = EpisodeTrace("e", outcome=outcome, points=seen, positions=np.zeros((len(authors), 2)))
+    decided = [ObservationPoint(step, (Observation(step, {}, {}),)) for step in points]
+    trace = EpisodeTrace("e", outcome=outcome, points=decided, positions=np.zeros((len(authors), 2)))
     trace.author = np.array(authors)
     trace.policy_version = np.where(trace.author == POLICY, 4, -1)
     return trace
@@ -225,7 +268,7 @@ def spans(*arguments: Any) -> list[tuple[int, int, int]]:
 
 def test_decisions_of_the_policy_tile_the_episode() -> None:
     rows = cut_up([POLICY] * 6, [-1, 1, 3])
-    assert [(t.point, t.history_point, t.next_point) for t in rows] == [(0, 0, 1), (1, 0, 2), (2, 1, -1)]
+    assert [(t.point, t.next_point) for t in rows] == [(0, 1), (1, 2), (2, -1)]
     assert [(t.first, t.executed, t.planned) for t in rows] == [(0, 2, 4), (2, 2, 4), (4, 2, 2)]
     assert all((t.author, t.policy_version) == (POLICY, 4) for t in rows)
     assert not any(t.cut for t in rows)
@@ -269,7 +312,6 @@ def test_a_demonstrators_windows_overlap_where_points_are_denser() -> None:
         (2, 2, -1),
         (3, 1, -1),
     ]
-    assert [t.history_point for t in rows] == [0, 0, 0, 1], "execute_steps before, as the policy remembers"
 
 
 def test_a_take_over_cuts_the_decision_and_its_value_continues_from_where_it_was_cut() -> None:
@@ -299,10 +341,24 @@ def test_whatever_happens_credit_is_consistent(outcome: int, seed: int) -> None:
     for row in chunk_transitions(trace, HORIZON, EXECUTE):
         assert 1 <= row.executed <= min(row.planned, HORIZON)
         assert set(authors[row.first : row.first + row.executed]) == {row.author} and row.author != HOLD
-        assert row.history_point <= row.point and steps[row.point] < row.first
+        assert steps[row.point] < row.first
         assert row.done == (row.next_point == -1) and not (row.done and row.cut)
         assert row.done <= (outcome != OUTCOME_UNLABELLED) and row.reward == float(row.done)
         if not row.done:
             assert steps[row.next_point] >= row.first + row.executed - 1
             between = authors[row.first + row.executed : steps[row.next_point] + 1]
             assert set(between) <= {HOLD} or row.executed == HORIZON
+
+
+@pytest.mark.parametrize(("authors", "last"), [([POLICY] * 6, 0.425), ([POLICY] * 5 + [HUMAN], 0.4)])
+def test_actions_are_seen_from_when_the_observation_was_made(authors: list[int], last: float) -> None:
+    """At 0.1 per step, seen at a quarter of the second: the command is at 0.125 then, at 0.225 a step later."""
+    trace = trace_of(authors, [])
+    trace.positions = np.stack([0.1 * np.arange(1, 7), np.zeros(6)], axis=1)
+    seen_at = Observation(0, {JOINT_POSITIONS: np.array([0.125, 0.0])}, {})
+    trace.points = [ObservationPoint(step, (seen_at,), 0.25) for step in (0, 4)]
+    body = embodiment_from_positions("r1", JOINTS, [trace.positions], 0.1)
+    action = ActionSpec.unnormalised(body, "joint_relative", HORIZON, 0.1, EXECUTE)
+    raw, planned = raw_actions(trace, action)
+    assert planned[0] == HORIZON
+    np.testing.assert_allclose(raw[0, :, 0], [0.1, 0.2, 0.3, last - 0.025], atol=1e-9)

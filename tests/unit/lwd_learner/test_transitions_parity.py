@@ -34,11 +34,15 @@ class RememberedPolicy(ChunkPolicy):
         super().__init__(policy)
         self.chunks: list[PolicyChunk] = []
         self.references: list[np.ndarray] = []
+        self.pasts: list[np.ndarray] = []  # features half a second before
 
-    def chunk(self, observations: Sequence[Observation], slots: Sequence[int] = (0,)) -> list[PolicyChunk]:
-        chunks = super().chunk(observations, slots)
+    def chunk(
+        self, contexts: Sequence[Sequence[Observation]], slots: Sequence[int] = (0,)
+    ) -> list[PolicyChunk]:
+        chunks = super().chunk(contexts, slots)
         self.chunks += chunks
-        self.references += [reference_position(observation) for observation in observations]
+        self.references += [reference_position(context[-1]) for context in contexts]
+        self.pasts += [self.policy.feature([context[0]])[0].numpy() for context in contexts]
         return chunks
 
 
@@ -69,6 +73,7 @@ def test_features_from_the_bag_are_those_of_the_robot(episode: tuple[RememberedP
     assert len(live.chunks) == len(rows.trace.points) == len(rows.transitions) == 12
     features = np.stack([chunk.feature for chunk in live.chunks])
     np.testing.assert_allclose(rows.features, features, atol=1e-5)
+    np.testing.assert_allclose(rows.features[rows.previous], np.stack(live.pasts), atol=1e-5)
     for point, reference in zip(rows.trace.points, live.references, strict=True):
         np.testing.assert_allclose(reference_position(point.observation), reference, atol=1e-9)
 

@@ -35,17 +35,29 @@ def recorded_contexts(policy: Any) -> list[torch.Tensor]:
     return contexts
 
 
-def test_at_its_beginning_the_first_feature_stands_in_for_the_past(make_policy: Any, observe: Any) -> None:
+def past(observe: Any, *ages: int) -> list[Any]:
+    return [observe(age) for age in ages]
+
+
+def test_the_context_is_made_of_the_observations_given_each_seen_once(make_policy: Any, observe: Any) -> None:
     policy = make_policy(history=3)
     contexts = recorded_contexts(policy)
+    seen: list[int] = []
+    feature = policy.feature
+
+    def spy(observations: Any) -> torch.Tensor:
+        seen.extend(observation.time_ns for observation in observations)
+        return feature(observations)
+
+    policy.feature = spy
     chunks = begun(policy, {0: 1})
-    features = [torch.from_numpy(chunks.chunk([observe(i)])[0].feature) for i in range(4)]
-    expected = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
-    for context, ages in zip(contexts, expected, strict=True):
-        assert torch.equal(context[0], torch.cat([features[i] for i in ages]))
-    chunks.begin_episode(0, 1)
-    chunks.chunk([observe(3)])
-    torch.testing.assert_close(contexts[-1][0], features[3].repeat(3))
+    ages = [(0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 3), (7, 8, 9)]
+    for one in ages:
+        chunks.chunk([past(observe, *one)])
+    for context, one in zip(contexts, ages, strict=True):
+        expected = torch.cat([feature([observe(age)])[0] for age in one])
+        torch.testing.assert_close(context[0], expected)
+    assert seen == [0, 1, 2, 3, 7, 8, 9]
 
 
 def test_robots_of_a_batch_do_not_influence_each_other(make_policy: Any, observe: Any) -> None:
@@ -53,7 +65,7 @@ def test_robots_of_a_batch_do_not_influence_each_other(make_policy: Any, observe
     together = begun(policy, {4: 7, 2: 8})
     alone = {slot: begun(policy, {0: seed}) for slot, seed in ((4, 7), (2, 8))}
     for i, slots in enumerate([(4, 2), (2,), (2, 4), (4,)]):
-        observations = [observe(10 * i + slot) for slot in slots]
+        observations = [past(observe, 10 * i, 10 * i + slot) for slot in slots]
         batch = together.chunk(observations, slots)
         for slot, observation, chunk in zip(slots, observations, batch, strict=True):
             single = alone[slot].chunk([observation])[0]
@@ -67,11 +79,12 @@ def test_a_seed_makes_an_episode_repeatable_and_without_one_none_is_like_another
     policy = make_policy()
     first, second = begun(policy, {0: 3}), begun(policy, {0: 3})
     for i in range(2):
-        one, other = first.chunk([observe(i)])[0], second.chunk([observe(i)])[0]
+        one, other = first.chunk([past(observe, i, i)])[0], second.chunk([past(observe, i, i)])[0]
         np.testing.assert_array_equal(one.positions, other.positions)
     for chunks in (first, second):
         chunks.begin_episode()
-    assert not np.array_equal(first.chunk([observe()])[0].normalised, second.chunk([observe()])[0].normalised)
+    one, other = (chunks.chunk([past(observe, 0, 0)])[0].normalised for chunks in (first, second))
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("representation", ["joint_absolute", "joint_relative", "ee_relative"])
@@ -82,7 +95,7 @@ def test_positions_are_the_decoded_chunk_relative_to_the_last_command(
     observation = observe()
     command = observation.values["joint_positions"] + 0.01
     observation = replace(observation, values={**observation.values, COMMAND: command})
-    chunk = begun(policy, {0: 1}).chunk([observation])[0]
+    chunk = begun(policy, {0: 1}).chunk([[observe(), observation]])[0]
     assert chunk.positions.shape == (4, 14) and chunk.positions.dtype == np.float64
     action = policy.action_spec
     raw = action.denormalise(chunk.normalised.astype(np.float64))
@@ -90,10 +103,10 @@ def test_positions_are_the_decoded_chunk_relative_to_the_last_command(
 
 
 def test_the_value_of_a_policy_with_a_head_comes_with_its_chunk(make_policy: Any, observe: Any) -> None:
-    assert isnan(begun(make_policy(), {0: 1}).chunk([observe()])[0].value)
-    assert 0 <= begun(make_policy(value_head=True), {0: 1}).chunk([observe()])[0].value <= 1
+    assert isnan(begun(make_policy(), {0: 1}).chunk([past(observe, 0, 0)])[0].value)
+    assert 0 <= begun(make_policy(value_head=True), {0: 1}).chunk([past(observe, 0, 0)])[0].value <= 1
 
 
 def test_an_episode_has_to_begin_first(make_policy: Any, observe: Any) -> None:
     with pytest.raises(KeyError):
-        ChunkPolicy(make_policy()).chunk([observe()])
+        ChunkPolicy(make_policy()).chunk([past(observe, 0, 0)])

@@ -215,17 +215,89 @@ def test_memory_is_bounded_and_the_newest_sample_is_never_forgotten() -> None:
     assert buffer.at(20_000 * S).values["x"] == "late" and len(buffer._values["x"]) == 1
 
 
+def of_two_cameras() -> ObservationBuffer:
+    cameras = [Stream(name, f"{name}/image_raw/compressed", "image", (2, 2, 3), 0.3) for name in ("top", "wrist")]
+    return ObservationBuffer(ObservationSpec((JOINTS, *cameras, OPTIONAL)))
+
+
 def test_images_set_the_moment_that_is_observed() -> None:
-    spec = ObservationSpec(
-        (
-            Stream("joint_positions", "joint_states", "joints", (1,), 0.2),
-            Stream("camera_top", "camera_top/image_raw/compressed", "image", (2, 2, 3), 0.3),
-            Stream("camera_wrist", "camera_wrist/image_raw/compressed", "image", (2, 2, 3), 0.3),
-        )
-    )
-    buffer = ObservationBuffer(spec)
+    buffer = of_two_cameras()
     assert buffer.moment(1000) == 1000
-    for name, stamp in (("camera_top", 900), ("camera_wrist", 880), ("camera_top", 1100)):
+    for name, stamp in (("top", 900), ("wrist", 880), ("top", 1100)):
         buffer.add(name, stamp, b"")
     assert buffer.moment(1000) == 880
     assert buffer.moment(890) == 880
+    assert buffer.moment(800) == 800, "nothing was seen before"
+    assert buffer.moment(895, latest_ns=1000) == 880, "looking back, the nearest: 900 and 880"
+
+
+def test_what_was_commanded_bounds_the_moment() -> None:
+    """Behind the newest command it is not known where the arm was sent to."""
+    buffer = of_two_cameras()
+    for stamp in (800, 900, 1000):
+        buffer.add("top", stamp, b"")
+        buffer.add("wrist", stamp, b"")
+    buffer.add(COMMAND, 950, np.zeros(2))
+    assert buffer.moment(1050) == 900
+
+
+def test_looking_back_the_first_images_from_a_time_on_are_found() -> None:
+    buffer = of_two_cameras()
+    assert buffer.next_moment(50) == 50
+    for name, stamp in (("top", 90), ("wrist", 70), ("wrist", 95), ("top", S)):
+        buffer.add(name, stamp, b"")
+    assert [buffer.next_moment(time) for time in (50, 70, 80, 90)] == [90, 90, 95, 95]
+    assert buffer.next_moment(96) == 96, "too long after it to be what was seen then"
+
+
+def test_a_command_is_where_the_arbiter_was_between_two_steps() -> None:
+    buffer = ObservationBuffer(ObservationSpec((JOINTS, OPTIONAL)))
+    buffer.add(JOINT_POSITIONS, 1000, np.zeros(2))
+    for stamp, value in ((1000, 0.0), (1100, 1.0)):
+        buffer.add(COMMAND, stamp, np.array([value, 2 * value]))
+    observation = buffer.at(1025)
+    np.testing.assert_allclose(observation.values[COMMAND], [0.25, 0.5])
+    np.testing.assert_allclose(buffer.at_stamps(1025, observation.stamps).values[COMMAND], [0.25, 0.5])
+    np.testing.assert_allclose(buffer.at(1200).values[COMMAND], [1.0, 2.0])
+    buffer.clear(COMMAND)
+    buffer.add(COMMAND, 1000, np.zeros(2))
+    with pytest.raises(ObservationStale, match="after 1000 ns"):
+        buffer.at_stamps(1025, observation.stamps)
+
+
+def test_a_context_looks_back_by_time_and_never_beyond_the_first_observation() -> None:
+    spec = ObservationSpec((JOINTS,), history=3, spacing_s=0.4)
+    buffer = ObservationBuffer(spec)
+    for tenth in range(20):
+        buffer.add(JOINT_POSITIONS, tenth * S // 10, np.array([tenth, 0.0]))
+
+    def seen(time: int, since: int) -> list[float]:
+        return [o.values[JOINT_POSITIONS][0] for o in buffer.context(time * S // 10, since * S // 10)]
+
+    assert seen(15, 0) == [7, 11, 15]
+    assert seen(15, 9) == [9, 11, 15]
+    assert seen(15, 15) == [15, 15, 15]
+
+
+def test_the_past_is_seen_where_images_are_and_not_between_them() -> None:
+    buffer = of_two_cameras()
+    for time in range(0, 1000, 20):
+        buffer.add(JOINT_POSITIONS, time * S // 1000, np.array([time, 0.0]))
+    for time in range(7, 1000, 100):  # free-running cameras, one with jitter
+        buffer.add("top", time * S // 1000, jpeg(time % 200, (2, 2)))
+        buffer.add("wrist", (time + 3) * S // 1000, jpeg(time % 200, (2, 2)))
+    past, now = buffer.context(buffer.moment(990 * S // 1000), 0)
+    assert (now.time_ns, past.time_ns) == (907 * S // 1000, 407 * S // 1000)
+    assert past.values[JOINT_POSITIONS][0] == 400
+
+
+def test_a_spacing_that_cannot_be_remembered_is_refused() -> None:
+    with pytest.raises(ValueError, match="lie within 5 s"):
+        ObservationSpec((JOINTS,), history=4, spacing_s=2.0)
+
+
+def test_what_froze_is_stale_though_all_froze_together() -> None:
+    buffer = filled()
+    with pytest.raises(ObservationStale, match="is 4.600 s old"):
+        buffer.require_fresh(5 * S)
+    buffer.require_fresh(S // 2)

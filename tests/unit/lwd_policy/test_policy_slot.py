@@ -166,7 +166,7 @@ def test_a_good_checkpoint_comes_back_ready_to_use(saved: Path, robot: Embodimen
     loaded = load_policy(wanted(saved), [str(saved.parent)], robot)
     assert (loaded.version, loaded.card.digest) == (wanted(saved), saved.name)
     loaded.policy.begin_episode()
-    assert np.isfinite(loaded.policy.chunk([observe()])[0].positions).all()
+    assert np.isfinite(loaded.policy.chunk([[observe(), observe()]])[0].positions).all()
 
 
 @pytest.mark.parametrize("kind", ["keypoints", "images", "joints"])

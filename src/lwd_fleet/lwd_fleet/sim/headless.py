@@ -81,6 +81,7 @@ class HeadlessRobot:
         )
         self._now_ns = _EPOCH_NS
         self._chunks = 0
+        self._first_observed_ns: int | None = None
         self._arbiter = Arbiter(embodiment, timing, auto_arm=True)
         self._emit("task", "std_msgs/msg/String", data=world.instruction)
         self._sense()
@@ -97,14 +98,20 @@ class HeadlessRobot:
         """Whether the task is done or its time is over."""
         return self.world.done() or self.world.time_s >= self.world.time_limit_s - 1e-9
 
-    def observe(self) -> Observation:
-        """Take and record a full observation, now."""
+    def sense(self) -> None:
+        """Take and record what every sensor says now."""
         if self.step:
             self._sense()
-        return self._buffer.at(self._now_ns)
 
-    def follow(self, chunk: PolicyChunk, observation: Observation, version: int, digest: str) -> None:
-        """Offer a chunk of the policy to the arbiter, and record it."""
+    def observe(self) -> list[Observation]:
+        """Sense, and return what a policy decides on: [history] observations, oldest first."""
+        self.sense()
+        if self._first_observed_ns is None:
+            self._first_observed_ns = self._now_ns
+        return self._buffer.context(self._now_ns, self._first_observed_ns)
+
+    def follow(self, chunk: PolicyChunk, observations: Sequence[Observation], version: int, digest: str) -> None:
+        """Offer a chunk of the policy to the arbiter, and record it with what it was decided on."""
         self._chunks += 1
         names = self._embodiment.joint_names
         self._offer(chunk.positions, Author.POLICY, version, digest)
@@ -116,10 +123,16 @@ class HeadlessRobot:
             chunk_id=self._chunks,
             policy_version=version,
             policy_digest=digest,
-            observation_stamp=to_stamp(observation.time_ns),
+            observations=[
+                create(
+                    "lwd_msgs/msg/ObservationStamps",
+                    stamp=to_stamp(observation.time_ns),
+                    stream_names=list(observation.stamps),
+                    stream_stamps=[to_stamp(stamp) for stamp in observation.stamps.values()],
+                )
+                for observation in observations
+            ],
             observation_step=self.step - 1,
-            stream_names=list(observation.stamps),
-            stream_stamps=[to_stamp(stamp) for stamp in observation.stamps.values()],
             step_s=1.0 / self._timing.policy_step_hz,
             horizon=len(chunk.positions),
             joint_names=list(names),
@@ -306,10 +319,10 @@ def run_policy(
             return
         due = [(slot, robot) for slot, robot in working if robot.step % execute == 0]
         if due:
-            observations = [robot.observe() for _, robot in due]
-            chunks = policy.chunk(observations, [slot for slot, _ in due])
-            for (_, robot), chunk, observation in zip(due, chunks, observations, strict=True):
-                robot.follow(chunk, observation, version, digest)
+            contexts = [robot.observe() for _, robot in due]
+            chunks = policy.chunk(contexts, [slot for slot, _ in due])
+            for (_, robot), chunk, context in zip(due, chunks, contexts, strict=True):
+                robot.follow(chunk, context, version, digest)
         for slot, robot in working:
             robot.advance()
             if robot.finished:
@@ -328,7 +341,7 @@ def run_expert(
         expert = Expert(world, np.random.default_rng(request.seed), noise)
         while not robot.finished:
             if robot.step % observe_every == 0:
-                robot.observe()
+                robot.sense()
             robot.demonstrate(expert.command())
             robot.advance()
         yield robot.finish()

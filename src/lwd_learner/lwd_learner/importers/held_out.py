@@ -20,7 +20,7 @@ from torch import Tensor
 from lwd_fleet.data.episode import EpisodeReader
 from lwd_learner.importers.embodiment import embodiment_from_positions
 from lwd_learner.qam import flow_matching_loss
-from lwd_learner.transitions import EpisodeRows, EpisodeTrace, episode_rows, read_trace
+from lwd_learner.transitions import EpisodeRows, EpisodeTrace, chunk_transitions, episode_rows, read_trace
 from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import JOINT_POSITIONS, ObservationSpec, reference_position
@@ -108,7 +108,8 @@ def predictions(
     mean action of the training episodes."""
     rows = episode_rows(held_out, policy)
     spec, windows = policy.action_spec, rows.transitions
-    observations = [held_out.points[window.point].observation for window in windows]
+    decided = chunk_transitions(held_out, spec.horizon, spec.execute_steps)
+    observations = [held_out.points[window.point].observation for window in decided]
     reference = np.stack([reference_position(observation) for observation in observations])  # [W, n]
     truth = np.full((len(windows), spec.horizon, reference.shape[1]), np.nan)
     for row, window in zip(truth, windows, strict=True):
@@ -171,10 +172,9 @@ def _batches(rows: int, config: CloneConfig, generator: torch.Generator) -> Iter
 
 
 def _context(rows: EpisodeRows) -> NDArray[np.float32]:
-    """[R, C] of a history of two: the decision before and this one."""
-    before = [window.history_point for window in rows.transitions]
+    """[R, C] of a history of two."""
     now = [window.point for window in rows.transitions]
-    return np.concatenate([rows.features[before], rows.features[now]], axis=1)
+    return np.concatenate([rows.features[rows.previous[now]], rows.features[now]], axis=1)
 
 
 def _valid(rows: EpisodeRows, horizon: int) -> NDArray[np.bool_]:
