@@ -86,6 +86,18 @@ def test_simulated_robots_are_prefixed_whatever_they_are_called(edited):
     assert arbiter.parameters["auto_arm"] is True
 
 
+def test_all_of_a_robot_works_at_the_rates_of_the_deployment(edited):
+    specs = node_specs(edited(rates={"policy_step_hz": 30.0, "output_hz": 60.0}))
+    rates = {
+        spec.name: {key: value for key, value in spec.parameters.items() if key in ("policy_step_hz", "output_hz")}
+        for spec in specs
+        if spec.namespace == "/sim_r1"
+    }
+    both = {"policy_step_hz": 30.0, "output_hz": 60.0}
+    assert rates["arbiter"] == rates["recorder"] == both
+    assert rates["policy"] == {"policy_step_hz": 30.0}
+
+
 def test_hardware_needs_an_explicit_permission_and_is_never_armed_by_itself(edited):
     deployment = edited(robot={"kind": "hardware"})
     with pytest.raises(DeploymentError, match="r1 would move for real"):
