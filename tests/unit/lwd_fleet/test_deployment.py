@@ -44,6 +44,14 @@ def test_every_shipped_deployment_expands(file, tmp_path):
     assert len(set(names)) == len(names)
 
 
+def test_one_of_the_shipped_deployments_learns_and_all_are_in_the_readme(tmp_path):
+    files = sorted((CONFIG / "deployments").glob("*.yaml"))
+    learning = [file.stem for file in files if load_deployment(file, run_dir=tmp_path).learner is not None]
+    assert learning == ["sim_two_robots_learning"]
+    readme = (CONFIG.parent / "README.md").read_text()
+    assert all(f"`{file.name}`" in readme for file in files)
+
+
 def test_two_simulated_robots_become_two_stacks_and_one_fleet_side(tmp_path):
     specs = node_specs(load_deployment(SIM_TWO, run_dir=tmp_path), parts=("robots", "fleet"))
     nodes = ("sim_robot", "recorder", "uploader", "policy", "arbiter", "episode")
