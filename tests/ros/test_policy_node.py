@@ -61,10 +61,10 @@ class Robot:
 
     # Policies ----------------------------------------------------------------------------------------
 
-    def save(self, seed: int, embodiment: Embodiment | None = None) -> Path:
+    def save(self, seed: int, embodiment: Embodiment | None = None, step_s: float = 0.1) -> Path:
         torch.manual_seed(seed)
         body = embodiment or self.body
-        action = ActionSpec.unnormalised(body, "joint_relative", HORIZON, 0.1, EXECUTE)
+        action = ActionSpec.unnormalised(body, "joint_relative", HORIZON, step_s, EXECUTE)
         policy = FlowPolicy(
             build_trunk(trunk_config("keypoints"), body), observation_spec("keypoints"), action
         )
@@ -277,6 +277,10 @@ def test_a_version_that_cannot_be_used_is_refused_with_its_reason_while_the_old_
     assert robot.want(7, foreign).successful
     robot.until(lambda: robot.status[-1].refused_version == 7, "the refusal")
     assert "other joint limits" in robot.status[-1].refused_reason
+
+    assert robot.want(9, robot.save(3, step_s=0.05)).successful
+    robot.until(lambda: robot.status[-1].refused_version == 9, "the refusal")
+    assert "made for steps of 0.05 s, the robot's are 0.1 s" in robot.status[-1].refused_reason
 
     robot.play(chunk, EXECUTE)
     assert robot.next_chunk(len(robot.chunks)).policy_version == 5

@@ -323,6 +323,11 @@ def robot_nodes(deployment: Deployment, robot: Robot, dry_run: bool = False) -> 
         "image_size": robot.image_size,
         "camera_hz": robot.camera_hz,
     }
+    policy = {
+        "robot_file": robot_file,
+        "uri_allow": policy_roots(deployment),
+        "policy_step_hz": deployment.policy_step_hz,
+    }
     arbiter = {"robot_file": robot_file, **rates, "auto_arm": simulated, "dry_run": dry_run}
     episode = {
         "tasks": list(robot.tasks),
@@ -343,7 +348,7 @@ def robot_nodes(deployment: Deployment, robot: Robot, dry_run: bool = False) -> 
             "uploader",
             {"spool": spool, "store": deployment.store, "catalog": deployment.catalog},
         ),
-        spec("lwd_policy", "policy", {"robot_file": robot_file, "uri_allow": policy_roots(deployment)}),
+        spec("lwd_policy", "policy", policy),
         spec("lwd_fleet", "arbiter", arbiter),
         spec("lwd_fleet", "episode", episode),
     ]

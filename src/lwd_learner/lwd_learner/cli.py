@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +11,18 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.deployment import DeploymentError, load_deployment, node_specs
 from lwd_fleet.domain import PrivateDomain
 from lwd_fleet.supervisor import Supervisor, stop_requested
-from lwd_learner import cli_data, cli_learn
+from lwd_learner import cli_catalog, cli_data, cli_learn
+from lwd_learner.cli_terminal import console, fail
 from lwd_learner.demo import Demo, print_summary
 from lwd_learner.demo_plan import DemoPlan
 from lwd_learner.doctor import examine
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed.")
-console = Console()
-
-CatalogOption = Annotated[str, typer.Option(help="Catalog: an SQLite file or an SQLAlchemy URL")]
 
 
 @app.command()
@@ -83,37 +80,23 @@ def doctor(directory: Annotated[Path, typer.Argument(help="Where runs are going 
 
 
 @app.command()
-def episodes(catalog: CatalogOption, last: Annotated[int, typer.Option(help="How many of the newest")] = 20) -> None:
-    """List committed episodes, with the outcome that counts now."""
-    with Catalog(catalog) as store:
-        snapshot = store.snapshot()
-        outcomes = store.outcomes(snapshot)
-        rows = store.episodes_since(max(0, snapshot[0] - last))
-        refused = store.quarantined()
-    table = Table("seq", "episode", "robot", "task", "instruction", "policy", "steps", "outcome", "recorded")
-    for row in rows:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created_s))
-        table.add_row(
-            str(row.seq), row.episode_id[:13], row.robot, row.task, row.instruction, str(row.policy_version),
-            str(row.steps), outcomes[row.episode_id], when,
-        )  # fmt: skip
+def report(run: Annotated[Path, typer.Argument(help="Run directory, e.g. runs/<date>")]) -> None:
+    """Print the numbers that a run ended with, and where its page is."""
+    file, page = run / "summary.json", run / "report.html"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        metrics: dict[str, float] = summary["metrics"]
+        table = Table("metric", "value", "95 % interval", title=f"{summary['command']} at {summary['commit']}")
+        for name, value in metrics.items():
+            interval = summary["intervals"].get(name)
+            table.add_row(name, f"{value:.4g}", "{:.3f} to {:.3f}".format(*interval) if interval else "")
+    except FileNotFoundError:
+        fail(f"{run} has no summary.json; a demonstration writes it at its end")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        fail(f"{file} cannot be used: {error!r}")
     console.print(table)
-    for entry in refused:
-        console.print(f"[yellow]in quarantine[/] {entry.episode_id}: {entry.reason} ({entry.path})")
-
-
-@app.command()
-def policies(catalog: CatalogOption) -> None:
-    """List policy versions, their state and what they were trained from."""
-    table = Table("version", "state", "digest", "parent", "episodes up to", "labels up to", "metrics")
-    with Catalog(catalog) as store:
-        for row in store.policies():
-            metrics = ", ".join(f"{key} {value:.3g}" for key, value in row.metrics.items() if isinstance(value, float))
-            table.add_row(
-                str(row.version), row.state, row.digest[:12], str(row.parent or ""), str(row.snapshot_n),
-                str(row.label_m), metrics,
-            )  # fmt: skip
-    console.print(table)
+    if page.is_file():
+        console.print(f"page: {page}", soft_wrap=True)
 
 
 app.add_typer(cli_data.app, name="import")
@@ -121,6 +104,8 @@ app.command()(cli_data.ingest)
 app.command()(cli_learn.train)
 app.command()(cli_learn.publish)
 app.command(name="eval")(cli_learn.evaluate)
+app.add_typer(cli_catalog.app, name="episodes")
+app.command()(cli_catalog.policies)
 
 
 def main() -> None:

@@ -116,8 +116,12 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
         console.print(f"stopped at step {work.steps}; the state is saved, the same command goes on")
         raise typer.Exit(130)
     metrics = learner.trainer.report()
+    before = learner.version
     version = learner.publish(metrics)
     work.save()
+    if version == before:
+        console.print(f"policy unchanged, still version {version}, after {work.steps} steps on {len(learner.replay)} transitions")
+        return
     numbers = ", ".join(f"{name} {metrics[name]:.3g}" for name in _LOSSES if name in metrics)
     console.print(f"version {version} after {work.steps} steps on {len(learner.replay)} transitions: {numbers or 'as before'}")
 

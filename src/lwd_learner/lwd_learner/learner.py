@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rosbags.serde import SerdeError
 
 from lwd_fleet.data.bag_scan import BROKEN
-from lwd_fleet.data.catalog import Catalog, EpisodeRow
+from lwd_fleet.data.catalog import Catalog, EpisodeRow, PolicyRow
 from lwd_fleet.data.episode import RecordedMessage, bag_messages
 from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore
 from lwd_fleet.data.summary import OUTCOMES
@@ -226,14 +226,17 @@ class Learner:
     # Policies ----------------------------------------------------------------------------------------
 
     def publish(self, metrics: Mapping[str, float] | None = None) -> int:
-        """Save the present policy as a new version and make it the one the fleet should run."""
-        snapshot = (self.snapshot, self.catalog.snapshot()[1])
-        parent = self.version if self.version >= 0 else None
-        origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
-        path = checkpoint.save(self.run_dir.parent / "policies", self.policy, origin)
-        finite = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
-        self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
-        self.catalog.set_policy_state(self.version, "active")
+        """Make the present policy the version that the fleet should run: a new one, unless the newest is this very
+        policy (the critic did not let it change). Returns its number."""
+        if self.version < 0 or not checkpoint.holds(_folder(self.catalog.policy(self.version)), self.policy):
+            snapshot = (self.snapshot, self.catalog.snapshot()[1])
+            parent = self.version if self.version >= 0 else None
+            origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
+            path = checkpoint.save(self.run_dir.parent / "policies", self.policy, origin)
+            finite = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+            self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
+        if self.catalog.policy(self.version).state == "candidate":  # new, or its learner died before the next line
+            self.catalog.set_policy_state(self.version, "active")
         return self.version
 
 
@@ -259,6 +262,10 @@ def trace_episode(
 def topics_of(policy: FlowPolicy) -> tuple[str, ...]:
     """What the learner reads of an episode."""
     return tuple(sorted({*_EPISODE_TOPICS, *(stream.topic for stream in policy.observation_spec.streams)}))
+
+
+def _folder(version: PolicyRow) -> Path:
+    return Path(version.uri.removeprefix("file://"))
 
 
 def fit_actions(traces: Iterable[EpisodeTrace], action: ActionSpec) -> ActionSpec:

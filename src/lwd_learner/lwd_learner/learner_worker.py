@@ -101,7 +101,6 @@ class LearnerWorker:
             learner.close()
 
     def _round(self, online: OnlineLearner) -> None:
-        version = online.learner.version
         try:
             busy = online.run_once(self._look)
         except (OSError, SQLAlchemyError) as error:
@@ -112,8 +111,8 @@ class LearnerWorker:
             self._say(f"not used: {text}")
         self.view = replace(self.view, problem="", refused=self.view.refused + len(refused))
         self._look(online)
-        if online.learner.version != version:
-            self._say(f"published version {online.learner.version} at step {online.run.steps}")
+        if online.news:
+            self._say(f"{online.news} at step {online.run.steps}")
         if not busy:
             self._stop.wait(_PAUSE_S)
 

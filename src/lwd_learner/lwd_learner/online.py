@@ -35,8 +35,9 @@ class OnlineLearner:
         self.learner = learner
         self.run = TrainingRun(learner, self.config.phase)
         self.ingested = Ingested()  # of the last round
+        self.news = ""  # of the last round: what became of the policy, for people; empty: it was not its time
         self._recent: deque[dict[str, float]] = deque(maxlen=_METRIC_STEPS)
-        self._published = self.run.steps
+        self._published = self.run.steps  # or found unchanged
         self._saved = self.run.steps if self.run.resumed else -1
 
     @property
@@ -68,6 +69,7 @@ class OnlineLearner:
         Raises NonFiniteLoss (then nothing of that step is in the policy), OSError and SQLAlchemyError while the
         store or the catalog is away (the next round goes on where this one was).
         """
+        self.news = ""
         self.ingested = self.learner.ingest(self.config.phase, limit=_INGEST_EPISODES)
         look(self)
         busy = bool(self.ingested.episodes or self.ingested.refused)
@@ -80,9 +82,12 @@ class OnlineLearner:
         return busy
 
     def publish(self) -> int:
-        """Save the state, and make the present policy the version that the fleet should run."""
+        """Save the state, and make the present policy the version that the fleet should run. A policy that did not
+        change stays the version it is: a new number would make every robot load what it runs."""
         self.save()
+        before = self.learner.version
         version = self.learner.publish(self.metrics)
+        self.news = f"published version {version}" if version != before else f"policy unchanged, still version {version}"
         self._published = self.run.steps
         return version
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,16 @@ def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = No
         if working.exists():
             shutil.rmtree(working)
     return target
+
+
+def holds(path: Path, policy: FlowPolicy) -> bool:
+    """Whether the checkpoint is this very policy, whatever its origin. False for one that is damaged or not there."""
+    try:
+        origin = read_card(path).origin
+    except CheckpointRefused:
+        return False
+    with tempfile.TemporaryDirectory(prefix="lwd-") as folder:
+        return save(Path(folder), policy, origin).name == path.name
 
 
 def read_card(path: Path, expected_digest: str | None = None) -> Card:

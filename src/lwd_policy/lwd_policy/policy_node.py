@@ -56,6 +56,9 @@ class PolicyParameters:
     """Parameters of the policy node. The desired version is set in one atomic call."""
 
     robot_file: str = parameter("", "YAML file that describes the robot")
+    policy_step_hz: float = parameter(
+        10.0, "rate at which the robot plays the actions of a chunk", unit="Hz", low=0.1, high=1000.0
+    )
     device: str = parameter("cpu", "torch device that runs the policy, e.g. cpu or cuda:0")
     uri_allow: tuple[str, ...] = parameter((), "directories below which policies may lie")
     version: int = parameter(
@@ -168,9 +171,10 @@ class PolicyNode(ManagedNode):
         wanted = PolicyVersion(options.version, options.uri, options.digest)
         if self._slot.want(wanted):
             started = time.monotonic()
-            allowed, embodiment, device = options.uri_allow, self._embodiment, options.device
+            allowed, step_hz, device = options.uri_allow, options.policy_step_hz, options.device
+            embodiment = self._embodiment
             self._loader.submit(
-                lambda: load_policy(wanted, allowed, embodiment, device),
+                lambda: load_policy(wanted, allowed, embodiment, step_hz, device),
                 lambda loaded: self._loaded(loaded, time.monotonic() - started),
                 lambda error: self._refused(wanted, error),
             )

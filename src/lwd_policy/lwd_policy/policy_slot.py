@@ -63,15 +63,24 @@ def check_form(wanted: PolicyVersion, allowed: Sequence[str]) -> Path:
 
 
 def load_policy(
-    wanted: PolicyVersion, allowed: Sequence[str], embodiment: Embodiment, device: str = "cpu"
+    wanted: PolicyVersion,
+    allowed: Sequence[str],
+    embodiment: Embodiment,
+    policy_step_hz: float,
+    device: str = "cpu",
 ) -> LoadedPolicy:
     """Check, load and warm up a version: the first inference is slow and must not be the first of an episode.
 
-    Raises CheckpointRefused.
+    policy_step_hz: rate at which the robot plays the actions of a chunk. Raises CheckpointRefused.
     """
     path = check_form(wanted, allowed)
     policy, card = checkpoint.load(path, wanted.digest, device)
     checkpoint.verify_against(card, embodiment)
+    step_s = card.action_spec.step_s
+    if not abs(step_s * policy_step_hz - 1.0) < 1e-6:  # or the arbiter would refuse every single chunk
+        raise CheckpointRefused(
+            f"{path}: made for steps of {step_s:g} s, the robot's are {1 / policy_step_hz:g} s"
+        )
     chunk_policy = ChunkPolicy(policy)
     chunk_policy.begin_episode()
     chunk = chunk_policy.chunk([[_resting(card, embodiment)] * card.observation_spec.history])[0]

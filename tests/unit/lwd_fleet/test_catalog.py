@@ -98,6 +98,13 @@ def test_episodes_since_continues_where_a_reader_stopped(catalog):
     assert catalog.cursor("learner") == 4 and catalog.cursor("other") == 0
 
 
+def test_episodes_are_found_by_the_beginning_of_their_id(catalog):
+    for number in (10, 2, 1):
+        catalog.commit_episode(make_manifest(number))
+    assert [row.episode_id for row in catalog.episodes_named("episode-1")] == ["episode-1", "episode-10"]
+    assert catalog.episodes_named("episode_1") == catalog.episodes_named("%") == []
+
+
 def test_a_snapshot_means_the_same_after_later_verdicts(catalog):
     catalog.commit_episode(make_manifest(1, outcome="failure"))
     catalog.commit_episode(make_manifest(2))

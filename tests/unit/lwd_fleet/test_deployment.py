@@ -44,6 +44,14 @@ def test_every_shipped_deployment_expands(file, tmp_path):
     assert len(set(names)) == len(names)
 
 
+def test_one_of_the_shipped_deployments_learns_and_all_are_in_the_readme(tmp_path):
+    files = sorted((CONFIG / "deployments").glob("*.yaml"))
+    learning = [file.stem for file in files if load_deployment(file, run_dir=tmp_path).learner is not None]
+    assert learning == ["sim_two_robots_learning"]
+    readme = (CONFIG.parent / "README.md").read_text()
+    assert all(f"`{file.name}`" in readme for file in files)
+
+
 def test_two_simulated_robots_become_two_stacks_and_one_fleet_side(tmp_path):
     specs = node_specs(load_deployment(SIM_TWO, run_dir=tmp_path), parts=("robots", "fleet"))
     nodes = ("sim_robot", "recorder", "uploader", "policy", "arbiter", "episode")
@@ -84,6 +92,18 @@ def test_simulated_robots_are_prefixed_whatever_they_are_called(edited):
     assert edited().robots[0].namespace == "/sim_r1"
     arbiter = next(spec for spec in node_specs(edited()) if spec.name == "arbiter")
     assert arbiter.parameters["auto_arm"] is True
+
+
+def test_all_of_a_robot_works_at_the_rates_of_the_deployment(edited):
+    specs = node_specs(edited(rates={"policy_step_hz": 30.0, "output_hz": 60.0}))
+    rates = {
+        spec.name: {key: value for key, value in spec.parameters.items() if key in ("policy_step_hz", "output_hz")}
+        for spec in specs
+        if spec.namespace == "/sim_r1"
+    }
+    both = {"policy_step_hz": 30.0, "output_hz": 60.0}
+    assert rates["arbiter"] == rates["recorder"] == both
+    assert rates["policy"] == {"policy_step_hz": 30.0}
 
 
 def test_hardware_needs_an_explicit_permission_and_is_never_armed_by_itself(edited):

@@ -29,7 +29,7 @@ from lwd_fleet.data.episode import (
     rebuild_metadata,
 )
 from lwd_fleet.data.salvage import QUARANTINE, REASON_FILE, salvage, salvage_spool
-from lwd_fleet.data.summary import PolicyInterval
+from lwd_fleet.data.summary import AUTHORS, OUTCOMES, STATES, PolicyInterval
 
 SHARED = Path(os.environ.get("LWD_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
@@ -46,6 +46,20 @@ def test_ids_are_uuid_version_7_and_sort_by_time():
         value = uuid.UUID(text)
         assert value.variant == uuid.RFC_4122 and (value.int >> 76) & 0xF == 7
     assert uuid.UUID(ids[0]).int >> 80 == 1_700_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("type_name", "prefix", "names"),
+    [
+        ("lwd_msgs/msg/EpisodeState", "STATE_", STATES),
+        ("lwd_msgs/msg/EpisodeState", "OUTCOME_", OUTCOMES),
+        ("lwd_msgs/msg/ExecutedAction", "AUTHOR_", AUTHORS),
+    ],
+)
+def test_numbers_are_named_as_in_the_interface(type_name, prefix, names):
+    constants = messages.typestore().fielddefs[type_name][0]
+    named = {name: value for name, _, value in constants if name.startswith(prefix)}
+    assert named == {prefix + name.upper(): index for index, name in enumerate(names)}
 
 
 def test_three_independent_readers_see_the_same_messages(sealed):

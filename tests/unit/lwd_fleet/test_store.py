@@ -5,8 +5,7 @@ import hashlib
 
 import pytest
 
-from lwd_fleet.data.episode import EpisodeReader, EpisodeRejected
-from lwd_fleet.data.store import BlobDamaged, BlobMissing, LocalStore, Manifest, fetch_episode, open_store
+from lwd_fleet.data.store import BlobDamaged, BlobMissing, LocalStore, Manifest, open_store
 
 
 @pytest.fixture
@@ -72,26 +71,6 @@ def test_a_damaged_manifest_is_noticed(store, write_episode):
     path.write_bytes(path.read_bytes().replace(b'"r1"', b'"r2"'))
     with pytest.raises(BlobDamaged):
         store.manifest(manifest.summary.episode_id, manifest.digest)
-
-
-def test_a_fetched_episode_is_the_recorded_one(store, write_episode, tmp_path):
-    sealed = write_episode()
-    _put(store, sealed)
-    folder = tmp_path / "cache"
-    path = fetch_episode(store, sealed.summary, folder)
-    assert EpisodeReader(path).summary == sealed.summary
-    assert fetch_episode(store, sealed.summary, folder) == path
-    assert [entry.name for entry in folder.iterdir()] == [sealed.episode_id]
-
-
-def test_a_manifest_that_lies_about_its_bag_is_refused(store, write_episode, tmp_path):
-    sealed = write_episode(outcome=2)
-    _put(store, sealed)
-    values = sealed.summary.to_json() | {"outcome": "success"}
-    lie = type(sealed.summary).from_json(values)
-    with pytest.raises(EpisodeRejected, match="says something else"):
-        fetch_episode(store, lie, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_stores_are_opened_by_path_or_file_uri(tmp_path):

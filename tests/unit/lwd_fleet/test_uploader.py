@@ -8,7 +8,7 @@ import pytest
 from lwd_fleet.data.catalog import Catalog, EpisodeConflict
 from lwd_fleet.data.episode import EpisodeRejected, bag_file
 from lwd_fleet.data.salvage import salvage
-from lwd_fleet.data.store import LocalStore, fetch_episode
+from lwd_fleet.data.store import LocalStore
 from lwd_fleet.data.uploader import Uploader
 
 
@@ -39,7 +39,8 @@ def test_a_sealed_episode_arrives_whole(spool, store, catalog, write_episode, tm
     assert uploader.pending() == [] and uploader.backlog().oldest_s is None
     (row,) = catalog.episodes_since(0)
     assert row.seq == receipt.seq and row.summary == sealed.summary
-    fetch_episode(store, row.summary, tmp_path / "cache")
+    (file,) = row.summary.files
+    store.get(file.sha256, tmp_path / file.name)  # checks the digest
     assert sealed.path.exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 from small_run import SmallRun
 from typer.testing import CliRunner, Result
 
+from lwd_fleet.data.catalog import Catalog
 from lwd_learner.cli import app
 from lwd_policy import checkpoint
 
@@ -41,7 +42,7 @@ def spool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_explains_itself() -> None:
-    commands = ("up", "doctor", "episodes", "policies", "ingest", "train", "eval", "import")
+    commands = ("up", "doctor", "episodes", "policies", "report", "ingest", "train", "eval", "import")
     said = lwd("--help").output
     assert all(command in said for command in commands)
     for command in commands:
@@ -60,6 +61,11 @@ def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> No
         ("eval", "--policy", nowhere),
         ("eval", "--policy", nowhere, "--task", "juggle"),
         ("eval", "--policy", nowhere, "--shift", "weather"),
+        ("episodes",),
+        ("episodes", "--catalog", nowhere),
+        ("episodes", "show", "0192", "--catalog", nowhere),
+        ("policies", "--catalog", nowhere),
+        ("report", nowhere),
     ):
         result = lwd(*words)
         assert result.exit_code == 2 and "Traceback" not in result.output
@@ -87,6 +93,50 @@ def test_ingest_commits_what_it_can_and_lists_the_rest(tmp_path: Path, spool: Pa
     assert "place" in table and "in quarantine" in table
 
 
+def test_one_episode_is_shown_with_everything_known_of_it(tmp_path: Path, spool: Path) -> None:
+    assert lwd("ingest", spool, "--run", tmp_path).exit_code == 0
+    file = tmp_path / "catalog.db"
+    with Catalog(file) as catalog:
+        one, other = catalog.episodes_since(0)
+        catalog.label(one.episode_id, "failure", "operator", [0.5, 0.0])
+        catalog.quarantine(one.episode_id, "not ingested: [a reason]", "")
+        catalog.quarantine("0000-lost", "no .mcap file", "/spool/0000-lost")
+    prefix = next(n for n in range(36) if one.episode_id[:n] != other.episode_id[:n])
+    said = lwd("episodes", "show", one.episode_id[:prefix], "--catalog", file).output
+    (bag,) = one.summary.files
+    for text in (
+        one.episode_id, one.robot, one.instruction, bag.sha256, "failure by operator", "scores 0.5 0",
+        "failure (label 1); as recorded: success by detector", "expert 100%", f"seed {one.summary.seed}",
+        "not ingested: [a reason]",
+    ):  # fmt: skip
+        assert text in said, said
+    assert other.episode_id not in said
+    lost = lwd("episodes", "show", "0000", "--catalog", file)
+    assert lost.exit_code == 0 and "no .mcap file" in lost.output and "/spool/0000-lost" in lost.output
+    several = lwd("episodes", "show", "0", "--catalog", file)
+    assert several.exit_code == 2 and all(name in several.stderr for name in (one.episode_id, other.episode_id))
+    unknown = lwd("episodes", "show", "x", "--catalog", file)
+    assert unknown.exit_code == 2 and "no episode begins with 'x'" in unknown.stderr
+
+
+def test_a_report_is_the_numbers_that_were_stored_and_the_page_beside_them(tmp_path: Path) -> None:
+    summary = {
+        "metrics": {"success_before": 0.5, "eval_episodes": 200},
+        "intervals": {"success_before": [0.43, 0.57]},
+        "command": "lwd demo",
+        "commit": "0123abc",
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    said = lwd("report", tmp_path).output
+    assert "success_before" in said and "0.430 to 0.570" in said and "200" in said and "0123abc" in said
+    assert "page" not in said
+    (tmp_path / "report.html").touch()
+    assert str(tmp_path / "report.html") in lwd("report", tmp_path).output
+    (tmp_path / "summary.json").write_text('{"metrics": [1]}')
+    damaged = lwd("report", tmp_path)
+    assert damaged.exit_code == 2 and "cannot be used" in damaged.stderr
+
+
 def test_train_publishes_and_the_same_command_goes_on(tmp_path: Path, spool: Path) -> None:
     start = checkpoint.save(tmp_path / "start", SmallRun(tmp_path / "other").policy())
     run = tmp_path / "run"
@@ -97,11 +147,11 @@ def test_train_publishes_and_the_same_command_goes_on(tmp_path: Path, spool: Pat
     result = lwd("train", "bc", "--steps", 5, *common)
     assert "goes on from step 3" in result.output and "version 2 after 5 steps" in result.output
     result = lwd("train", "offline", "--steps", 2, *common)
-    assert result.exit_code == 0 and "version 3 after 2 steps" in result.output
+    assert result.exit_code == 0 and "policy unchanged, still version 2, after 2 steps" in result.output
     refused = lwd("train", "offline", "--steps", 4, *common[:-1], 9)
     assert refused.exit_code == 2 and "batch = 8" in refused.stderr
     table = lwd("policies", "--catalog", run / "catalog.db").output
-    assert "active" in table and table.count("retired") == 2
+    assert "active" in table and table.count("retired") == 1
 
 
 def test_eval_says_the_rate_with_its_interval(tmp_path: Path) -> None:

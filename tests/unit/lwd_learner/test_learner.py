@@ -11,9 +11,11 @@ import torch
 from small_run import SmallRun, small_config
 
 from lwd_learner import trainer
+from lwd_learner.learner import CriticCheck, Learner
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.training_run import TrainingRun
+from lwd_learner.training_state import saved_states
 from lwd_policy import checkpoint
 
 
@@ -32,6 +34,12 @@ def run(tmp_path: Path, episodes: Path) -> SmallRun:
     for path in sorted(episodes.glob("0*")):
         run.uploader.upload(path)
     return run
+
+
+@pytest.fixture
+def trusted_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy follows the critic from the first step."""
+    monkeypatch.setattr(Learner, "_check_critic", lambda learner: CriticCheck(auc=1.0, over_estimate=0.0))
 
 
 def test_episodes_become_a_policy_version(run: SmallRun) -> None:
@@ -109,6 +117,7 @@ def test_a_phase_counts_its_steps_over_restarts(run: SmallRun) -> None:
     assert offline.steps == 2 and learner.trainer.steps == 5
 
 
+@pytest.mark.usefixtures("trusted_critic")
 def test_the_online_learner_waits_for_data_publishes_at_its_pace_and_stops_after_its_steps(run: SmallRun) -> None:
     learner = run.learner(held_out=0.0)
     poor = OnlineLearner(learner, OnlineConfig(min_transitions=10**6))
@@ -124,6 +133,34 @@ def test_the_online_learner_waits_for_data_publishes_at_its_pace_and_stops_after
     learner.close()
     again = OnlineLearner(run.learner(held_out=0.0), OnlineConfig(steps=9, min_transitions=1))
     assert again.run.steps == 7 and not again.finished
+
+
+def test_a_policy_that_did_not_change_is_not_published_again(run: SmallRun) -> None:
+    """Held out is nothing here, so that nothing vouches for the critic and the policy is left alone."""
+    first = run.first_version()
+    learner = run.learner(held_out=0.0)
+    online = OnlineLearner(learner, OnlineConfig(steps=7, publish_every=3, min_transitions=1, slice_steps=2))
+    news = []
+    while not online.finished:
+        online.run_once()
+        news.append((online.run.steps, online.news))
+    unchanged = f"policy unchanged, still version {first}"
+    assert [(step, text) for step, text in news if text] == [(3, unchanged), (6, unchanged), (7, unchanged)]
+    assert [row.version for row in run.catalog.policies()] == [first] == [learner.version]
+    assert len(list((run.root / "policies").iterdir())) == 1
+    assert saved_states(learner.run_dir / "state"), "what the critic learned is kept"
+    assert not online.run_once() and not online.news
+    learner.clone(1)
+    assert learner.publish() == first + 1 == learner.publish()
+    row = run.catalog.desired_policy()
+    assert row is not None and row.version == first + 1 and row.parent == first
+
+
+def test_a_version_whose_learner_died_before_it_was_active_becomes_active(run: SmallRun) -> None:
+    folder = checkpoint.save(run.root / "policies", run.policy())
+    version = run.catalog.register_policy(folder.name, folder.as_uri(), (0, 0))
+    assert run.learner().publish() == version
+    assert run.catalog.policy(version).state == "active"
 
 
 def job(run: SmallRun, steps: int) -> LearnerJob:
@@ -143,6 +180,7 @@ def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("trusted_critic")
 def test_the_worker_waits_for_a_first_policy_and_says_so(run: SmallRun) -> None:
     worker = LearnerWorker(job(run, steps=4))
     try:

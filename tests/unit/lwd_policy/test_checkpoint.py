@@ -86,6 +86,20 @@ def test_equal_policies_have_one_directory_and_other_weights_or_origins_another(
     assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
 
 
+def test_a_checkpoint_holds_the_policy_it_was_saved_from_and_no_other(
+    saved: Path, tmp_path: Path, make_policy: Any
+) -> None:
+    policy = make_policy()
+    assert checkpoint.holds(saved, policy)
+    assert checkpoint.holds(save(tmp_path / "again", policy, {"parent": 4}), policy), "the origin does not count"
+    assert not checkpoint.holds(saved, make_policy(seed=1))
+    assert not checkpoint.holds(saved, make_policy(history=1)), "equal weights may see another world"
+    assert not checkpoint.holds(tmp_path / "nothing", policy)
+    with torch.no_grad():
+        next(policy.expert.parameters()).view(-1)[0] += 1e-3
+    assert not checkpoint.holds(saved, policy)
+
+
 def test_what_cannot_be_written_leaves_nothing_behind(
     make_policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from lwd_policy.embodiment import Embodiment
 from lwd_policy.policy_slot import LoadedPolicy, PolicySlot, PolicyVersion, check_form, load_policy
 
 BETWEEN, WITHIN = True, False
+STEP_HZ = 10.0  # of the robot; `make_policy` makes policies with steps of 0.1 s
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -163,7 +164,7 @@ def test_a_wish_without_a_proper_form_is_refused(asked: PolicyVersion, reason: s
 
 
 def test_a_good_checkpoint_comes_back_ready_to_use(saved: Path, robot: Embodiment, observe: Any) -> None:
-    loaded = load_policy(wanted(saved), [str(saved.parent)], robot)
+    loaded = load_policy(wanted(saved), [str(saved.parent)], robot, STEP_HZ)
     assert (loaded.version, loaded.card.digest) == (wanted(saved), saved.name)
     loaded.policy.begin_episode()
     assert np.isfinite(loaded.policy.chunk([[observe(), observe()]])[0].positions).all()
@@ -174,7 +175,7 @@ def test_every_kind_of_policy_is_warmed_up(
     tmp_path: Path, robot: Embodiment, make_policy: Any, kind: str
 ) -> None:
     path = checkpoint.save(tmp_path, make_policy(kind))
-    assert load_policy(wanted(path), [str(tmp_path)], robot).card.trunk.kind == kind
+    assert load_policy(wanted(path), [str(tmp_path)], robot, STEP_HZ).card.trunk.kind == kind
 
 
 def test_a_damaged_checkpoint_is_refused_with_its_reason(
@@ -186,7 +187,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_reason(
     weights[-1] ^= 1
     (copy / checkpoint.WEIGHTS).write_bytes(weights)
     with pytest.raises(CheckpointRefused, match="damaged"):
-        load_policy(wanted(copy), [str(tmp_path)], robot)
+        load_policy(wanted(copy), [str(tmp_path)], robot, STEP_HZ)
 
 
 def test_a_policy_for_another_body_is_refused(saved: Path, robot: Embodiment) -> None:
@@ -194,4 +195,9 @@ def test_a_policy_for_another_body_is_refused(saved: Path, robot: Embodiment) ->
     content["home"]["left_joint_1"] += 0.01
     other = Embodiment.from_json(json.dumps(content))
     with pytest.raises(CheckpointRefused, match="made for another description"):
-        load_policy(wanted(saved), [str(saved.parent)], other)
+        load_policy(wanted(saved), [str(saved.parent)], other, STEP_HZ)
+
+
+def test_a_policy_for_another_rate_is_refused(saved: Path, robot: Embodiment) -> None:
+    with pytest.raises(CheckpointRefused, match=r"made for steps of 0\.1 s, the robot's are 0\.05 s"):
+        load_policy(wanted(saved), [str(saved.parent)], robot, 20.0)

@@ -178,6 +178,11 @@ class Catalog:
         )
         return rows[0] if rows else None
 
+    def episodes_named(self, prefix: str) -> list[EpisodeRow]:
+        """Episodes whose id begins so, in order of the id."""
+        matches = EPISODES.c.episode_id.startswith(prefix, autoescape=True)
+        return self._read(sql.select(EPISODES).where(matches).order_by(EPISODES.c.episode_id), EpisodeRow)
+
     def snapshot(self) -> tuple[int, int]:
         """(n, m): all episodes up to n and all labels up to m, as of one moment."""
         with self._engine.begin() as connection:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlparse
 
-from lwd_fleet.data.episode import EpisodeRejected, rebuild_episode_json, rebuild_metadata
 from lwd_fleet.data.files import sha256_of, sync_directory, write_atomically
 from lwd_fleet.data.summary import EpisodeSummary
 
@@ -156,31 +155,3 @@ def open_store(uri: str) -> BlobStore:
     if parsed.scheme not in ("", "file") or parsed.netloc:
         raise ValueError(f"store {uri!r}: only a directory or file:///directory is served")
     return LocalStore(Path(unquote(parsed.path)))
-
-
-def fetch_episode(store: BlobStore, summary: EpisodeSummary, folder: Path) -> Path:
-    """Bring an episode into `<folder>/<episode_id>` and check it; at once if it is there already.
-
-    Raises `BlobMissing`, `BlobDamaged` or `EpisodeRejected`.
-    """
-    target = folder / summary.episode_id
-    if target.exists():
-        return target
-    working = folder / f".{summary.episode_id}.{os.getpid()}.fetch" / summary.episode_id
-    if working.parent.exists():
-        shutil.rmtree(working.parent)
-    working.mkdir(parents=True)
-    try:
-        for file in summary.files:
-            store.get(file.sha256, working / file.name)
-        rebuild_metadata(working)
-        if rebuild_episode_json(working) != summary:
-            raise EpisodeRejected(f"{summary.episode_id}: the manifest says something else than its bag")
-        try:
-            working.rename(target)
-        except OSError:
-            if not target.exists():  # else another process fetched the same episode meanwhile
-                raise
-    finally:
-        shutil.rmtree(working.parent)
-    return target

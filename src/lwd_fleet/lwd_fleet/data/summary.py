@@ -18,10 +18,10 @@ from lwd_fleet.data.messages import deserialise
 FORMAT_VERSION = 1
 EPISODE_TOPIC = "episode"
 ACTION_TOPIC = "executed_action"
+STATES = ("idle", "preparing", "running", "ended")  # index: EpisodeState STATE_*
 OUTCOMES = ("unlabelled", "success", "failure")  # index: EpisodeState OUTCOME_*
 AUTHORS = ("hold", "policy", "human", "expert", "ramp")  # index: ExecutedAction AUTHOR_*
-_STATE_ENDED = 3
-_AUTHOR_POLICY = 1
+_ENDED, _POLICY = STATES.index("ended"), AUTHORS.index("policy")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class SummaryBuilder:
     def _episode(self, state: Any) -> None:
         if state.episode_id == self.episode_id:
             self._state = state
-            self.ended = state.state == _STATE_ENDED
+            self.ended = state.state == _ENDED
 
     def _action(self, action: Any) -> None:
         if action.episode_id != self.episode_id:
@@ -181,7 +181,7 @@ class SummaryBuilder:
         authors = {int(author) for author in action.author}
         for author in authors:
             self.authors[AUTHORS[author] if author < len(AUTHORS) else str(author)] += 1
-        if _AUTHOR_POLICY not in authors:
+        if _POLICY not in authors:
             return
         version, digest, step = int(action.policy_version), str(action.policy_digest), int(action.step)
         last = self.intervals[-1] if self.intervals else None

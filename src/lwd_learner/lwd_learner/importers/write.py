@@ -14,13 +14,14 @@ import numpy as np
 from lwd_fleet.data.bag import OfferedQos
 from lwd_fleet.data.episode import EpisodeWriter
 from lwd_fleet.data.messages import create, serialise, to_stamp
+from lwd_fleet.data.summary import AUTHORS, STATES
 from lwd_learner.importers.quarantine import Quarantine
 from lwd_learner.importers.source import EpisodeSource, ImportRefused, Sample, SourceInfo
 
 # Not `.partial`: a half-written import is thrown away and made anew from its source, never salvaged.
 _SUFFIX = ".importing"
-_STATE_RUNNING, _STATE_ENDED = 2, 3
-_AUTHOR_HUMAN = 2
+_RUNNING, _ENDED = STATES.index("running"), STATES.index("ended")
+_HUMAN = AUTHORS.index("human")
 _LATCHED = OfferedQos(latched=True, depth=1)
 # The arm name of recordings whose robot is not described arm by arm.
 WHOLE_ROBOT = "all"
@@ -118,7 +119,7 @@ class _Bag:
 
     def state(self, state: int, stamp_ns: int) -> None:
         info = self._info
-        ended = state == _STATE_ENDED
+        ended = state == _ENDED
         fields = {
             "state": state,
             "episode_id": info.episode_id,
@@ -147,12 +148,12 @@ def _write_samples(bag: _Bag, source: EpisodeSource) -> None:
     info, running = source.info, False
     for sample in source.samples():
         if not running and sample.stamp_ns > info.start_ns:
-            bag.state(_STATE_RUNNING, info.start_ns)
+            bag.state(_RUNNING, info.start_ns)
             running = True
         if sample.stamp_ns > info.end_ns:
             break
         bag.sample(sample)
-    bag.state(_STATE_ENDED, info.end_ns)
+    bag.state(_ENDED, info.end_ns)
 
 
 def _image(value: bytes, info: SourceInfo) -> tuple[str, dict[str, Any]]:
@@ -172,7 +173,7 @@ def _command(value: Any, info: SourceInfo) -> tuple[str, dict[str, Any]]:
         "joint_names": list(info.joint_names),
         "positions": np.asarray(value, np.float64),
         "arms": [WHOLE_ROBOT],
-        "author": np.array([_AUTHOR_HUMAN], np.uint8),
+        "author": np.array([_HUMAN], np.uint8),
         "policy_version": -1,
         "chunk_index": -1,
     }
