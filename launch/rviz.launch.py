@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RViz on one robot: its cameras and what its detector sees. Closing the window ends the launch.
 
+Needs the package rviz2 and, for the cameras, compressed_image_transport.
+
 ros2 launch lwd_fleet rviz.launch.py robot:=sim_r1 domain_id:=37
 """
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ import pytest
 import yaml
 
 from lwd_fleet.deployment import NodeSpec, load_deployment, node_specs
+from lwd_fleet.robot.recorder import standard_topics
+from lwd_fleet.sim.robot import BASE_LINK
+from lwd_fleet.sim.scene import CAMERAS
 from lwd_fleet.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -116,10 +120,13 @@ def test_rviz_shows_topics_that_robots_publish():
     displays = config["Displays"]
     views = [config["Views"]["Current"], config["Transformation"]["Current"]]
     assert {one["Class"] for one in [*displays, *config["Tools"], *views]} <= known
-    topics = {one["Topic"]["Value"]: one["Class"] for one in displays if "Topic" in one}
-    images = {f"camera_{name}/image_raw/compressed" for name in ("top", "wrist_left", "wrist_right")}
-    assert set(topics) == {*images, "keypoints"}
-    assert config["Global Options"]["Fixed Frame"] == "base_link"
+    cameras = [f"camera_{name}" for name in CAMERAS]
+    published = {topic.name: topic.type for topic in standard_topics(cameras, 10.0, 50.0, 10.0)}
+    types = {"Image": "sensor_msgs/msg/CompressedImage", "PoseArray": "geometry_msgs/msg/PoseArray"}
+    topics = {one["Topic"]["Value"]: one["Class"].split("/")[1] for one in displays if "Topic" in one}
+    assert {name: types[kind] for name, kind in topics.items()}.items() <= published.items()
+    assert topics.keys() == {"keypoints", *(f"{camera}/image_raw/compressed" for camera in cameras)}
+    assert config["Global Options"]["Fixed Frame"] == BASE_LINK
 
 
 # With `launch` ---------------------------------------------------------------------------------------
@@ -158,20 +165,26 @@ os.rename(file.name, file.name[:-4] + ".json")
 """
 
 
-@pytest.fixture
-def recording_prefix(tmp_path, monkeypatch):
-    """Packages whose executables only note how they were started. Gives the directory of the notes."""
-    prefix, records = tmp_path / "prefix", tmp_path / "records"
-    records.mkdir()
-    for spec in all_specs(tmp_path):
-        program = prefix / "lib" / spec.package / spec.executable
+def install_recorders(programs: set[tuple[str, str]], prefix: Path) -> Path:
+    """Packages whose executables only note how they were started. Returns the directory of the notes."""
+    records, index = prefix / "records", prefix / "share/ament_index/resource_index/packages"
+    for folder in (records, index):
+        folder.mkdir(parents=True)
+    for package, executable in programs:
+        program = prefix / "lib" / package / executable
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(RECORD.format(python=sys.executable, directory=str(records)))
         program.chmod(0o755)
-        index = prefix / "share/ament_index/resource_index/packages"
-        index.mkdir(parents=True, exist_ok=True)
-        (index / spec.package).touch()
-        (prefix / "share" / spec.package).mkdir(exist_ok=True)
+        (index / package).touch()
+        (prefix / "share" / package).mkdir(exist_ok=True)
+    return records
+
+
+@pytest.fixture
+def recording_prefix(tmp_path, monkeypatch):
+    """All nodes of all deployments as recorders. Gives the directory of the notes."""
+    prefix = tmp_path / "prefix"
+    records = install_recorders({(spec.package, spec.executable) for spec in all_specs(tmp_path)}, prefix)
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}{os.pathsep}{os.environ['AMENT_PREFIX_PATH']}")
     return records
 
@@ -246,3 +259,54 @@ def test_each_simulation_gets_a_domain_of_its_own_and_hardware_needs_permission(
     )
     assert refused.returncode != 0 and "r1 would move for real" in refused.stdout + refused.stderr
     assert not list(recording_prefix.glob("*.json"))
+
+
+def test_the_learner_alone_is_brought_up_by_launch_and_ends_with_it(launch_ros, tmp_path):
+    """On a machine that trains: no robot, no policy yet."""
+    pytest.importorskip("lwd_msgs")
+    (learning,) = [file for file in DEPLOYMENTS if load_deployment(file, tmp_path).learner is not None]
+    words = [str(ROOT / "launch" / "learner.launch.py"), f"deployment:={learning}", f"run_dir:={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    said: list[str] = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if "all nodes are active" in line:
+                break
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to launch and all it started
+        rest, _ = process.communicate(timeout=60)
+    assert any("/fleet/learner: active" in line for line in said), "".join(said)
+    assert process.returncode == 0 and "escalating" not in rest, rest
+
+
+def test_the_default_of_the_learner_has_a_learner(launch_ros):
+    (default,) = [
+        one.default_value[0].text
+        for one in described(ROOT / "launch" / "learner.launch.py").get_launch_arguments()
+        if one.name == "deployment"
+    ]
+    (learning,) = [file.name for file in DEPLOYMENTS if load_deployment(file).learner is not None]
+    assert Path(default).name == learning
+
+
+def test_rviz_is_started_in_the_namespace_of_the_robot_and_its_end_ends_the_launch(
+    launch_ros, tmp_path, monkeypatch
+):
+    records = install_recorders({("rviz2", "rviz2")}, tmp_path)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{os.environ['AMENT_PREFIX_PATH']}{os.pathsep}{tmp_path}")
+    words = [str(ROOT / "launch" / "rviz.launch.py"), "robot:=sim_r2", "domain_id:=37"]
+    subprocess.run([sys.executable, "-c", LAUNCH, *words], check=True, timeout=100)
+    record = json.loads((records / "rviz-.sim_r2.json").read_text())
+    argv = record["argv"][1:]
+    own, ros = argv[: argv.index("--ros-args")], argv[argv.index("--ros-args") + 1 :]
+    assert own[0] == "-d" and len(own) == 2 and Path(own[1]).samefile(ROOT / "config" / "rviz" / "robot.rviz")
+    assert set(ros[::2]) == {"-r"}
+    assert set(ros[1::2]) == {"__node:=rviz", "__ns:=/sim_r2", "/tf:=tf", "/tf_static:=tf_static"}
+    assert record["environment"]["ROS_DOMAIN_ID"] == "37"

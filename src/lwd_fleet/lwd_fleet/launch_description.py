@@ -29,9 +29,8 @@ def deployment_launch(parts: Sequence[str], private_domain: bool = False) -> Lau
 
     `private_domain`: take a ROS domain of its own unless `domain_id` says otherwise.
     """
-    default = (
-        Path(get_package_share_directory("lwd_fleet")) / "config" / "deployments" / "sim_two_robots.yaml"
-    )
+    name = "sim_two_robots_learning" if tuple(parts) == ("learner",) else "sim_two_robots"  # has a learner
+    default = Path(get_package_share_directory("lwd_fleet")) / "config" / "deployments" / f"{name}.yaml"
     domain = "a free one of this machine" if private_domain else "as in the environment"
     arguments = [
         DeclareLaunchArgument(
