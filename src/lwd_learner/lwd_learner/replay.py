@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The replay: chunk transitions of all episodes in memory-mapped columns, with a ledger that says what counts.
 
-A directory holds `features.f32` (observation points), `previous.i64` (the point of the decision before),
+A directory holds `features.f32` (observation points), `previous.i64` (the observation before in its context),
 `actions.f32` and `transitions.bin` (chunk starts), and `ledger.sqlite3`. An episode is appended as a whole:
 columns first, synced, then one row of the ledger. What a crash leaves beyond the ledger is cut off at open.
 One process writes (it holds a lock on the directory).

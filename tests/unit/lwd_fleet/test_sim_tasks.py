@@ -6,6 +6,7 @@ import pytest
 
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.language import SPLITS
+from lwd_fleet.sim.scene import BOX_HEIGHT, LID
 from lwd_fleet.sim.tasks import TASKS, Goal
 from lwd_fleet.sim.world import World
 
@@ -67,3 +68,30 @@ def test_everything_to_pick_is_apart_and_within_reach_of_its_arm(task: str, scal
             for target in (points, points + [0, 0, 0.1]):
                 reached, _ = chain.forward(chain.inverse(target, down, seed_joints, 60))
                 np.testing.assert_allclose(reached, target, atol=1e-3)
+
+
+class Still:
+    """A scene in which nothing moves and nobody holds anything."""
+
+    def __init__(self, **positions: tuple[float, float, float]) -> None:
+        self.positions = positions
+
+    def position(self, name: str) -> np.ndarray:
+        return np.array(self.positions[name])
+
+    def speed(self, name: str) -> float:
+        return 0.0
+
+    def holder(self, name: str) -> str | None:
+        return None
+
+
+def test_whether_it_is_done_can_be_written_down_at_every_stage() -> None:
+    """A lid that lay over the box but too high once made a result that JSON refused, and ended the worker."""
+    task = TASKS["stow"]
+    goal = task.goals[0]
+    progress = task.progress(goal)
+    lying = LID.rest_height + BOX_HEIGHT
+    for lid, done in [((0.5, 0, 0), False), ((0, 0, lying + 0.1), False), ((0, 0, lying), True)]:
+        progress.update(Still(box=(0, 0, 0), lid=lid, **{goal.item: (0, 0, 0.01)}))
+        assert progress.done is done

@@ -157,7 +157,7 @@ class StowProgress:
         )
         on = (
             apart < _LID_ON_XY_M
-            and abs(lid[2] - BOX_HEIGHT - LID.rest_height) < _LID_ON_Z_M
+            and abs(float(lid[2]) - BOX_HEIGHT - LID.rest_height) < _LID_ON_Z_M
             and scene.holder("lid") is None
             and scene.speed("lid") < _AT_REST_M_S
         )
