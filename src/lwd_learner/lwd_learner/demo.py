@@ -14,8 +14,8 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -64,6 +64,12 @@ from lwd_policy.flow_policy import FlowPolicy
 
 _ROBOTS = ("sim_r1", "sim_r2")
 _LABELS = {"keypoints": "keypoints", "images": "pixels, trunk pretrained with privileged keypoints"}
+_METHODS = {
+    "before": "The cloned policy (before)",
+    "offline": "Offline learning",
+    "after": "Online learning (after)",
+    "filtered_bc": "Filtered cloning of the same data",
+}
 _CURVES = ("clone_loss", "value_loss", "critic_loss", "q", "entropy", "tau", "path_kl", "auc", "over_estimate")
 _FILM_FRAMES = 8
 
@@ -108,15 +114,13 @@ class Demo:
         offline = self._learn_offline(learner)
         learner.close()
         after = self._work_and_learn()
-        filtered = self._clone_successes(before)
-        methods = self._evaluate(
-            {
-                "before": ("The cloned policy (before)", before),
-                "offline": ("Offline learning", offline),
-                "after": ("Online learning (after)", after),
-                "filtered_bc": ("Filtered cloning of the same data", filtered),
-            }
-        )
+        with ExitStack() as beside:  # cloning takes one core
+            ours = {"before": before, "offline": offline, "after": after}
+            running = {name: beside.enter_context(self._evaluation(name, path)) for name, path in ours.items()}
+            running["filtered_bc"] = beside.enter_context(
+                self._evaluation("filtered_bc", self._clone_successes(before), workers=2)
+            )
+            methods = tuple(self._result(name, rollouts) for name, rollouts in running.items())
         second = self._evaluate_second(after) if plan.second_evaluation_episodes else None
         summary = self._summarise(methods, second, time.monotonic() - began)
         write_report(summary, self.directory / "report.html")
@@ -209,22 +213,22 @@ class Demo:
             learner.close()
         return checkpoint.save(self.directory / "baselines", policy)
 
-    def _evaluate(self, policies: Mapping[str, tuple[str, Path]]) -> tuple[MethodResult, ...]:
-        return tuple(
-            MethodResult(name, label, self._successes(name, self.plan.task, self.plan.evaluation_episodes, path))
-            for name, (label, path) in policies.items()
-        )
+    def _evaluation(self, name: str, path: Path, workers: int = 1) -> Rollouts:
+        episodes = [(self.plan.task, EVALUATION_SEED + i) for i in range(self.plan.evaluation_episodes)]
+        request = self._request(f"sim_evaluation_{name}", episodes, policy=str(path), robots=16)
+        return Rollouts(split(request, workers), self.directory / "work")
+
+    def _result(self, name: str, rollouts: Rollouts) -> MethodResult:
+        with self._stage(f"evaluation: {name}"):
+            results = self._collect(f"evaluation: {name}", rollouts, self.plan.evaluation_episodes)
+        return MethodResult(name, _METHODS[name], _successes(results))
 
     def _evaluate_second(self, after: Path) -> MethodResult:
-        count = self.plan.second_evaluation_episodes
-        successes = self._successes("after", self.plan.second_task, count, after)
-        return MethodResult(self.plan.second_task, f"{self.plan.second_task} (multi-stage), after", successes)
-
-    def _successes(self, name: str, task: str, count: int, path: Path) -> dict[int, bool]:
+        task, count = self.plan.second_task, self.plan.second_evaluation_episodes
         episodes = [(task, EVALUATION_SEED + i) for i in range(count)]
-        request = self._request(f"sim_evaluation_{name}_{task}", episodes, policy=str(path), robots=16)
-        results = self._roll(f"evaluation: {name}, {task}", request, record=False)
-        return {int(result["request"]["seed"]): bool(result["success"]) for result in results}
+        request = self._request(f"sim_evaluation_{task}", episodes, policy=str(after), robots=16)
+        results = self._roll(f"evaluation: after, {task}", request, record=False)
+        return MethodResult(task, f"{task} (multi-stage), after", _successes(results))
 
     # Parts of stages ---------------------------------------------------------------------------------
 
@@ -248,12 +252,13 @@ class Demo:
         workers = split(request, 2)
         if record:
             workers = [replace(one, spool=f"{one.spool}_{number}") for number, one in enumerate(workers)]
+        with self._stage(title), Rollouts(workers, self.directory / "work") as rollouts:
+            return self._collect(title, rollouts, len(request.episodes))
+
+    def _collect(self, title: str, rollouts: Rollouts, total: int) -> list[dict[str, Any]]:
+        """The results of all episodes, while they come in."""
         results = []
-        with (
-            self._stage(title),
-            self._bar(title, len(request.episodes)) as advance,
-            Rollouts(workers, self.directory / "work") as rollouts,
-        ):
+        with self._bar(title, total) as advance:
             for result in rollouts:
                 results.append(result)
                 won = sum(one["success"] for one in results)
@@ -447,6 +452,11 @@ class Demo:
         chosen = images[:: max(1, len(images) // _FILM_FRAMES)][:_FILM_FRAMES]
         first = images[0].log_time_ns
         return tuple((f"{(m.log_time_ns - first) / 1e9:.1f} s", bytes(m.message.data)) for m in chosen)
+
+
+def _successes(results: list[dict[str, Any]]) -> dict[int, bool]:
+    """Whether each scene's episode succeeded, by its seed."""
+    return {int(result["request"]["seed"]): bool(result["success"]) for result in results}
 
 
 def print_summary(summary: RunSummary, console: Console, report: Path) -> None:
