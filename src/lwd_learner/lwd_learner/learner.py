@@ -33,6 +33,7 @@ from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.transitions import (
     AUTHOR_EXPERT,
     AUTHOR_HUMAN,
+    AUTHOR_POLICY,
     OUTCOME_SUCCESS,
     EpisodeTrace,
     EpisodeUnusable,
@@ -46,6 +47,7 @@ from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
+DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=frozenset({OUTCOME_SUCCESS}))
 SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))
 _WARM_UP = 100  # cloning steps
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
@@ -56,7 +58,8 @@ class LearnerConfig:
     """What is decided about learning besides the trainer's own settings."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    clone_rate: float = 1e-3  # peak learning rate of cloning
+    clone_rate: float = 2e-3  # peak learning rate of cloning; half of it takes twice the updates
+    refit_rate: float = 3e-4  # peak learning rate of cloning deployed successes, of which there are few
     n_step: Mapping[str, int] = field(default_factory=dict)  # chunks of an offline window, by task; else 1
     stride: int = 5  # policy steps between the decisions of a demonstrator
     held_out: float = 0.1  # share of episodes that only judge the critic
@@ -179,14 +182,34 @@ class Learner:
         steps: int,
         selection: Selection = DEMONSTRATIONS,
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        peak_rate: float | None = None,
     ) -> None:
-        """Behaviour cloning of the selected transitions; the learning rate rises briefly and falls to zero."""
+        """Behaviour cloning of the selected transitions; the learning rate rises briefly to its peak (None:
+        `clone_rate`) and falls to zero."""
+        peak = self.config.clone_rate if peak_rate is None else peak_rate
         for step in range(steps):
-            rate = self.config.clone_rate * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + cos(pi * step / steps))
+            rate = peak * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + cos(pi * step / steps))
             batch = self.replay.sample(
                 self.config.trainer.batch, self.trainer.sampling, self.trainer.config.gamma, selection=selection
             )
             progress(step + 1, self.trainer.clone(batch, rate))
+
+    def refit(
+        self,
+        steps: int,
+        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ) -> bool:
+        """Clone what succeeded in deployment, and make the result the reference: a new phase. algorithm.md 4.14.
+
+        A tilt cannot leave the support of its reference, and a reference that was cloned elsewhere hardly covers what
+        succeeds under a shift. Demonstrations are left out: they show what succeeds without it. False, with nothing
+        changed, if nothing of a deployment succeeded yet.
+        """
+        if not self.replay.count(DEPLOYED):
+            return False
+        self.clone(steps, DEPLOYED, progress, self.config.refit_rate)
+        self.trainer.freeze_reference()
+        return True
 
     def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
         """DIVL and QAM on the replay: `steps` of the LEARNER step of algorithm.md 3."""

@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -99,20 +100,21 @@ class Trainer:
 
     def clone(self, batch: Batch, rate: float | None = None) -> dict[str, float]:
         """One flow-matching step towards the batch's actions, where valid. algorithm.md 2.5. rate: learning rate of
-        this step; None: `policy_rate`."""
+        this step; None: `policy_rate`. Its sampling noise is far above what faster products lose."""
         batch = batch.to(self.device)
         for group in self._policy_optimiser.param_groups:
             group["lr"] = self.config.policy_rate if rate is None else rate
-        noise = self._normal(batch.action.shape)
-        flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
-        loss = qam.flow_matching_loss(
-            lambda x, t: self.expert(batch.context, x, t),
-            batch.action,
-            noise,
-            flow_time,
-            batch.valid.unsqueeze(-1),
-        )
-        norm = self._descend("clone", loss, self.expert, self._policy_optimiser)
+        with _fast_products():
+            noise = self._normal(batch.action.shape)
+            flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
+            loss = qam.flow_matching_loss(
+                lambda x, t: self.expert(batch.context, x, t),
+                batch.action,
+                noise,
+                flow_time,
+                batch.valid.unsqueeze(-1),
+            )
+            norm = self._descend("clone", loss, self.expert, self._policy_optimiser)
         self.steps += 1
         return self._record({"clone_loss": loss, "clone_gradient": norm})
 
@@ -192,7 +194,8 @@ class Trainer:
         noise = self._normal((config.steps, len(context), self._chunk[0] * self._chunk[1]))
         path = qam.rollout(policy_velocity, reference_velocity, noise, config.paths)
         endpoint, temperature = path.states[-1], qam.effective_lambda(self.dual, config)
-        adjoints = qam.lean_adjoint(
+        carry = qam.denoiser_adjoint if config.adjoint == "denoiser" else qam.lean_adjoint
+        adjoints = carry(
             reference_velocity,
             path.states,
             qam.terminal_adjoint(
@@ -369,6 +372,18 @@ class Trainer:
             self._sums[name] += value
             self._counts[name] += 1
         return numbers
+
+
+@contextmanager
+def _fast_products() -> Iterator[None]:
+    """Factors of matrix products rounded to bfloat16 where the processor has instructions for it; weights and sums
+    stay in float32. Without such instructions nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _compare(ours: dict[str, Any], theirs: dict[str, Any], where: Path, prefix: str = "") -> None:

@@ -11,7 +11,7 @@ import torch
 from small_run import SmallRun, small_config
 
 from lwd_learner import trainer
-from lwd_learner.learner import CriticCheck, Learner
+from lwd_learner.learner import DEMONSTRATIONS, CriticCheck, Learner
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.training_run import TrainingRun
@@ -61,6 +61,30 @@ def test_episodes_become_a_policy_version(run: SmallRun) -> None:
     policy, card = checkpoint.load(Path(row.uri.removeprefix("file://")), row.digest)
     assert card.origin["learner_steps"] == 83
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), learner.policy.parameters(), strict=True))
+
+
+def test_a_refit_changes_nothing_before_anything_of_a_deployment_succeeded(run: SmallRun) -> None:
+    learner = run.learner(held_out=0.0)
+    learner.ingest("offline")
+    learner.trainer.freeze_reference()
+    digest = learner.trainer.reference_digest()
+    assert not learner.refit(3), "demonstrations show what succeeds without the shift"
+    assert learner.trainer.steps == 0 and learner.trainer.reference_digest() == digest
+
+
+def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_reference(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lwd_learner.learner.DEPLOYED", DEMONSTRATIONS)  # all that this run has
+    learner = run.learner(held_out=0.0)
+    learner.ingest("offline")
+    learner.trainer.freeze_reference()
+    digest = learner.trainer.reference_digest()
+    assert learner.refit(3) and learner.trainer.steps == 3
+    assert learner.trainer.reference_digest() != digest
+    assert learner.trainer.reference is not None
+    pairs = zip(learner.trainer.reference.parameters(), learner.policy.expert.parameters(), strict=True)
+    assert all(torch.equal(reference, policy) for reference, policy in pairs)
 
 
 def test_an_episode_that_cannot_be_used_is_set_aside_and_the_rest_taken_in(run: SmallRun) -> None:

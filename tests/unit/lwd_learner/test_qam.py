@@ -19,6 +19,7 @@ from torch import Tensor
 from lwd_learner.qam import (
     QamConfig,
     adjoint_step,
+    denoiser_adjoint,
     effective_lambda,
     flow_matching_loss,
     initial_dual,
@@ -240,6 +241,64 @@ def test_the_adjoint_tends_to_its_closed_form_with_the_number_of_steps() -> None
         closed = t * ROWS.s**2 / ((1 - t) ** 2 + t**2 * ROWS.s**2)
         errors.append((adjoints - closed)[steps // 5 :].abs().max().item())
     assert errors[1] < 0.02 and errors[1] < errors[0] / 5
+
+
+@pytest.mark.parametrize("s", [1.0, 0.3, 0.1, 0.03, 0.01])
+def test_the_denoiser_adjoint_of_a_gaussian_base_is_exact_at_every_width(s: float) -> None:
+    case, steps = Case.of((0.3, s, 0.0, inf, 1.0)), 10
+    adjoints = denoiser_adjoint(case.base, torch.zeros(steps + 1, 1, 1).double(), torch.ones(1, 1).double())
+    t = torch.arange(steps).double() / steps
+    exact = t * s**2 / ((1 - t) ** 2 + t**2 * s**2)
+    assert torch.allclose(adjoints[:, 0, 0], exact, atol=1e-12)
+
+
+def test_the_denoiser_adjoint_of_a_correlated_gaussian_base_is_exact() -> None:
+    root = torch.tensor([[0.5, 0.0], [0.4, 0.05]]).double()
+    covariance, steps = root @ root.T, 10
+    terminal = torch.tensor([[1.0, -2.0]]).double()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        time = float(t[0])
+        marginal = (1 - time) ** 2 * torch.eye(2).double() + time**2 * covariance
+        return x @ torch.linalg.solve(marginal, time * covariance - (1 - time) * torch.eye(2).double())
+
+    adjoints = denoiser_adjoint(velocity, torch.ones(steps + 1, 1, 2).double(), terminal)
+    for i in range(steps):
+        t = i / steps
+        marginal = (1 - t) ** 2 * torch.eye(2).double() + t**2 * covariance
+        assert torch.allclose(adjoints[i, 0], t * covariance @ torch.linalg.solve(marginal, terminal[0]), atol=1e-12)
+
+
+def test_a_narrow_base_turns_the_stepwise_adjoint_around_but_not_the_denoisers() -> None:
+    """A policy cloned until it is good has an sd of 0.03 per joint and step: Q fell when it followed the former."""
+    case, states = Case.of((0.0, 0.03, 0.0, inf, 1.0)), torch.zeros(11, 1, 1).double()
+    stepwise = lean_adjoint(case.base, states, torch.ones(1, 1).double())[:, 0, 0]
+    closed = denoiser_adjoint(case.base, states, torch.ones(1, 1).double())[:, 0, 0]
+    assert stepwise.min() < -1
+    assert closed.min() >= 0 and closed.max() < 0.1
+
+
+def test_the_denoiser_adjoint_asks_the_reference_only_about_times_it_was_trained_on() -> None:
+    times: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times.append(float(t[0]))
+        return -x
+
+    denoiser_adjoint(velocity, torch.zeros(11, 3, 2), torch.ones(3, 2))
+    assert max(times) < 1 and len(times) == 10
+
+
+@pytest.mark.parametrize("s", [1.0, 0.3, 0.1, 0.03, 0.01])
+def test_a_linear_critic_moves_the_mean_by_about_the_exact_tilt_at_every_width(s: float) -> None:
+    """b s^2 within a factor of 2; the stepwise adjoint gives 20 b s^2 at s = 0.03 and 200 b s^2 at 0.01."""
+    case, steps = Case.of((0.0, s, 0.0, inf, 1.0)), 10
+    flow = base_flow(case, steps)
+    states = torch.zeros(steps + 1, 1, 1).double()
+    adjoints = denoiser_adjoint(case.base, states, -torch.ones(1, 1).double())[:, :, 0]
+    weight = torch.tensor([[noise_scale(i / steps, 1 / steps) ** 2 / 2] for i in range(steps)]).double()
+    mean, _ = AffineFlow(flow.slope, flow.offset - weight * adjoints).endpoint()
+    assert 0.5 < float(mean / s**2) < 2.0
 
 
 def test_the_adjoint_of_a_general_linear_field_is_the_transposed_jacobian_of_its_steps() -> None:
@@ -477,4 +536,4 @@ def test_the_temperature_has_a_floor_and_one_burst_of_kl_is_clipped() -> None:
 def test_the_paper_preset() -> None:
     paper = QamConfig().paper()
     assert (paper.paths, effective_lambda(initial_dual(paper), paper)) == ("reference", 2.0)
-    assert replace(paper, paths="policy", temperature="path_kl", fixed_lambda=2.0) == QamConfig()
+    assert replace(paper, paths="policy", temperature="path_kl", fixed_lambda=2.0, adjoint="denoiser") == QamConfig()

@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lwd_learner import qam
 from lwd_learner.batch import Batch
 from lwd_learner.critic import CriticConfig
 from lwd_learner.divl import bootstrap, critic_target
@@ -253,7 +255,26 @@ def test_the_paper_preset_changes_what_it_says() -> None:
     paper = CONFIG.paper()
     assert paper.gamma == pytest.approx(0.9999**3)  # 10 Hz
     assert (paper.divl.quantile, paper.qam.paths, paper.qam.temperature) == ("hard", "reference", "fixed")
+    assert paper.qam.adjoint == "steps"
     assert trainer(paper).learn(batch())["lambda"] == 2.0
+
+
+@pytest.mark.parametrize("adjoint", ["denoiser", "steps"])
+def test_the_policy_step_carries_the_adjoint_as_configured(
+    adjoint: Literal["denoiser", "steps"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    for name in ("denoiser_adjoint", "lean_adjoint"):
+        whole = getattr(qam, name)
+        monkeypatch.setattr(qam, name, lambda *given, name=name, whole=whole: (used.append(name), whole(*given))[1])
+    trainer(replace(CONFIG, qam=replace(CONFIG.qam, adjoint=adjoint))).learn(batch())
+    assert used == [{"denoiser": "denoiser_adjoint", "steps": "lean_adjoint"}[adjoint]]
+
+
+def test_cloning_leaves_the_precision_of_others_alone() -> None:
+    before = torch.get_float32_matmul_precision()
+    trainer().clone(batch())
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_bandit_with_two_modes_learns_the_one_that_pays() -> None:
