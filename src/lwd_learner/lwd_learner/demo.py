@@ -44,7 +44,7 @@ from lwd_learner.demo_plan import (
     ROLLOUT_SEED,
     DemoPlan,
 )
-from lwd_learner.learner import SUCCESSES, Learner
+from lwd_learner.learner import DEPLOYED, Learner
 from lwd_learner.report import (
     DeployedVersion,
     EpisodeSource,
@@ -157,9 +157,9 @@ class Demo:
     def _learn_offline(self, learner: Learner) -> Path:
         with self._stage("offline learning"):
             self._ingest(learner)
-            learner.trainer.freeze_reference()
             run = TrainingRun(learner, "offline")
             began = time.monotonic()
+            self._train("refit to what succeeded", self.plan.refit_steps, learner.refit)
             self._train("offline", self.plan.offline_steps, run.train)
             self._log.learn_s += time.monotonic() - began
             run.save()
@@ -196,7 +196,7 @@ class Demo:
         return Path(row.uri.removeprefix("file://"))
 
     def _clone_successes(self, before: Path) -> Path:
-        """The baseline: clone whatever succeeded, from the same start, with the same data for as many seconds."""
+        """The baseline: clone what succeeded in deployment, from the same start, with the same data for as many seconds."""
         with self._stage("filtered cloning of the same data"):
             policy, _ = checkpoint.load(before)
             learner = self._learner(policy)
@@ -204,11 +204,12 @@ class Demo:
             for step in range(50):  # how long a step takes here and now
                 if step == 10:
                     began = time.monotonic()
-                learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=SUCCESSES), 0.0)
+                learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=DEPLOYED), 0.0)
             steps = int(self._log.learn_s / ((time.monotonic() - began) / 40))
             steps = min(steps, 2 * self.plan.clone_steps)
             began = time.monotonic()
-            self._train("filtered cloning", steps, lambda count, look: learner.clone(count, SUCCESSES, look))
+            rate = learner.config.refit_rate
+            self._train("filtered cloning", steps, lambda count, look: learner.clone(count, DEPLOYED, look, rate))
             self._log.baseline = f"{steps} updates in {time.monotonic() - began:.0f} s"
             learner.close()
         return checkpoint.save(self.directory / "baselines", policy)
@@ -303,6 +304,8 @@ class Demo:
             "robots": [{"name": name, **common} for name in _ROBOTS],
             "learner": {
                 "publish_every": plan.publish_every,
+                "refit_every": plan.refit_every,
+                "refit_steps": plan.refit_steps,
                 "policy_rows": plan.policy_rows,
                 "kl_budget": plan.kl_budget,
                 "critic_rate": plan.critic_rate,

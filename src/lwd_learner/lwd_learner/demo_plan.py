@@ -32,11 +32,13 @@ class DemoPlan:
     rollouts: int = 200  # of the cloned policy under the shift, before any learning
     offline_steps: int = 1600  # the first half or so trains the critic only, until it can tell outcomes apart
     online_s: float = 150.0  # time the robots work while the learner learns
+    refit_steps: int = 1000  # of cloning what succeeded in deployment, at the beginning of a phase
+    refit_every: int = 200  # steps of online learning between two of these
     publish_every: int = 50
     evaluation_episodes: int = 200
     second_evaluation_episodes: int = 20
     n_step: dict[str, int] = field(default_factory=lambda: {"stow": 10})
-    kl_budget: float = 0.6  # nat per executed step
+    kl_budget: float = 0.05  # nat per executed step; no more, while the critic hardly ranks actions: docs/demo.md
     critic_rate: float = 1e-3  # Adam; twice the published one: there are minutes, not hours
     policy_rows: int = 64
     tau_ramp_steps: int = 500
@@ -56,6 +58,8 @@ class DemoPlan:
             clone_steps=150,
             rollouts=12,
             offline_steps=10,
+            refit_steps=10,
+            refit_every=20,
             online_s=25.0,
             publish_every=5,
             evaluation_episodes=6,

@@ -47,8 +47,7 @@ from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
-DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=frozenset({OUTCOME_SUCCESS}))
-SUCCESSES = Selection(outcomes=frozenset({OUTCOME_SUCCESS}))
+DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=frozenset({OUTCOME_SUCCESS}), otherwise=DEMONSTRATIONS)
 _WARM_UP = 100  # cloning steps
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
@@ -202,10 +201,11 @@ class Learner:
         """Clone what succeeded in deployment, and make the result the reference: a new phase. algorithm.md 4.14.
 
         A tilt cannot leave the support of its reference, and a reference that was cloned elsewhere hardly covers what
-        succeeds under a shift. Demonstrations are left out: they show what succeeds without it. False, with nothing
-        changed, if nothing of a deployment succeeded yet.
+        succeeds under a shift. Demonstrations are left out: they show what succeeds without it; but tasks that have
+        nothing else keep theirs, or they would be forgotten. False, with nothing changed, if nothing of a deployment
+        succeeded yet.
         """
-        if not self.replay.count(DEPLOYED):
+        if not self.replay.count(replace(DEPLOYED, otherwise=None)):
             return False
         self.clone(steps, DEPLOYED, progress, self.config.refit_rate)
         self.trainer.freeze_reference()

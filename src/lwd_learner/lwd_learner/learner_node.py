@@ -46,6 +46,8 @@ class LearnerParameters:
     phase: str = parameter("online", "offline or online: how episodes that come in are treated")
     steps: int = parameter(0, "end training after so many; 0: never", low=0)
     publish_every: int = parameter(50, "steps between two policy versions", low=1)
+    refit_every: int = parameter(0, "steps from one refit of the reference to the next; 0: none", low=0)
+    refit_steps: int = parameter(1000, "cloning steps of a refit", low=1)
     min_transitions: int = parameter(200, "transitions in the replay before training begins", low=1)
     device: str = parameter("cpu", "cpu or cuda")
     batch: int = parameter(_DEFAULT.batch, "rows of a step", low=1, high=65536)
@@ -147,7 +149,14 @@ def learner_job(options: LearnerParameters) -> LearnerJob:
         policy=options.policy,
         device=options.device,
         learner=LearnerConfig(trainer, held_out=options.held_out),
-        online=OnlineConfig(phase, options.steps, options.publish_every, options.min_transitions),
+        online=OnlineConfig(
+            phase,
+            options.steps,
+            options.publish_every,
+            options.min_transitions,
+            refit_every=options.refit_every,
+            refit_steps=options.refit_steps,
+        ),
     )
 
 

@@ -24,6 +24,8 @@ class OnlineConfig:
     publish_every: int = 50  # steps between two policy versions
     min_transitions: int = 200  # in the replay before training begins
     slice_steps: int = 5  # steps of one round; a stop waits for at most one round
+    refit_every: int = 0  # steps from one refit of the reference to the next (`Learner.refit`); 0: none
+    refit_steps: int = 1000  # of one refit, all in one round
 
 
 class OnlineLearner:
@@ -39,6 +41,7 @@ class OnlineLearner:
         self._recent: deque[dict[str, float]] = deque(maxlen=_METRIC_STEPS)
         self._published = self.run.steps  # or found unchanged
         self._saved = self.run.steps if self.run.resumed else -1
+        self._refitted = self.run.steps
 
     @property
     def finished(self) -> bool:
@@ -106,4 +109,8 @@ class OnlineLearner:
             self._recent.append(metrics)
             look(self)
 
-        self.run.train(max(0, min(left)), progress)
+        if 0 < self.config.refit_every <= self.run.steps - self._refitted:
+            self.learner.refit(self.config.refit_steps, progress)
+            self._refitted = self.run.steps
+        else:
+            self.run.train(max(0, min(left)), progress)

@@ -45,11 +45,12 @@ class ReplayEmpty(Exception):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which transitions to draw from. None: no restriction."""
+    """Which transitions to draw from. None: no restriction; `otherwise`: of tasks that this one has nothing of."""
 
     authors: frozenset[int] | None = None
     outcomes: frozenset[int] | None = None
     source: Source | None = None
+    otherwise: Selection | None = None
 
 
 EVERYTHING = Selection()
@@ -326,6 +327,11 @@ class Replay:
                     rows = rows[np.isin(author, list(selection.authors))]
                 groups[2 * self._task_of[entry.number] + (entry.source == "online")].append(rows)
             parts = [np.concatenate([np.zeros(0, np.int64), *group]) for group in groups]
+            if selection.otherwise is not None:
+                other = self._index(selection.otherwise)
+                for task in set(other.tasks.tolist()) - {k // 2 for k, part in enumerate(parts) if len(part)}:
+                    for k in (2 * task, 2 * task + 1):
+                        parts[k] = other.rows[other.start[k] : other.start[k] + other.count[k]]
             count = np.array([len(part) for part in parts], np.int64)
             start = np.cumsum(count) - count
             tasks = np.flatnonzero(count.reshape(-1, 2).sum(axis=1)).astype(np.int64)

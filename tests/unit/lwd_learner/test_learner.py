@@ -87,6 +87,19 @@ def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_referen
     assert all(torch.equal(reference, policy) for reference, policy in pairs)
 
 
+@pytest.mark.usefixtures("trusted_critic")
+def test_the_online_learner_refits_at_its_pace(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lwd_learner.learner.DEPLOYED", DEMONSTRATIONS)  # all that this run has
+    learner = run.learner(held_out=0.0)
+    config = OnlineConfig(steps=30, publish_every=4, min_transitions=1, slice_steps=4, refit_every=8, refit_steps=5)
+    online = OnlineLearner(learner, config)
+    references = {0: learner.trainer.reference_digest()}
+    while not online.finished:
+        online.run_once()
+        references[online.run.steps] = learner.trainer.reference_digest()
+    assert len(set(references.values())) == 3, "refits after 8 and after 8 + 5 + 8 steps"
+
+
 def test_an_episode_that_cannot_be_used_is_set_aside_and_the_rest_taken_in(run: SmallRun) -> None:
     rows = run.catalog.episodes_since(0)
     (file,) = rows[0].summary.files

@@ -272,3 +272,13 @@ def test_an_episode_that_does_not_fit_is_refused_and_changes_nothing(
     with pytest.raises(ValueError, match="done"):
         replay.append(unfinished)
     assert len(replay) == 5
+
+
+def test_tasks_that_a_selection_has_nothing_of_may_be_drawn_from_another(opened: Callable[..., Replay]) -> None:
+    demonstrated = Selection(authors=frozenset({HUMAN}))
+    deployed = Selection(authors=frozenset({POLICY}), otherwise=demonstrated)
+    stowed = episode("s", "stow", author=[HUMAN] * 5)
+    replay = opened(episode("h", author=[HUMAN] * 5), episode("p"), stowed, episode("f", "fold", outcome=FAILURE))
+    drawn = replay.sample(600, torch.Generator().manual_seed(0), GAMMA, selection=deployed)
+    assert set(drawn.row.tolist()) == {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}
+    assert replay.count(deployed) == 15 and replay.count(replace(deployed, otherwise=None)) == 10

@@ -93,7 +93,7 @@ SHIFTS = {
     "camera": Shift(camera_offset_m=(0.01, 0.0, 0.0), camera_jitter_m=0.003),
     "appearance": Shift(colour_jitter=0.05, light_jitter=0.15),
     "latency": Shift(command_latency_ticks=4),
-    "demo": Shift(placement_range_scale=1.15, calibration_offset_m=(0.012, 0.008, 0.012, 0.008)),
+    "demo": Shift(placement_range_scale=1.15, calibration_offset_m=(0.024, 0.016, 0.024, 0.016)),
 }
 """Shifts by name, for deployments and experiments."""
 
