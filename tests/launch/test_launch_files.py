@@ -156,6 +156,7 @@ RECORD = """#!{python} -S
 import json, os, sys
 text = {{path: open(path).read() for path, flag in zip(sys.argv[1:], sys.argv) if flag == "--params-file"}}
 names = ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE", "RCUTILS_LOGGING_BUFFERED_STREAM")
+names += ("FASTDDS_BUILTIN_TRANSPORTS",)
 record = {{"argv": sys.argv, "files": text, "environment": {{name: os.environ.get(name) for name in names}}}}
 names = [word.split(":=")[1] for word in sys.argv if word.startswith(("__node", "__ns"))]
 name = "-".join(names).replace("/", ".")
@@ -248,6 +249,7 @@ def test_each_simulation_gets_a_domain_of_its_own_and_hardware_needs_permission(
     subprocess.run([*run, f"deployment:={one}"], check=True, timeout=100)
     ((*_, environment), *_) = starts(recording_prefix, len(specs_of(one, tmp_path))).values()
     assert 1 <= int(environment["ROS_DOMAIN_ID"]) <= 101
+    assert environment["FASTDDS_BUILTIN_TRANSPORTS"] == "UDPv4"
     content = yaml.safe_load(one.read_text())
     content["robots"][0].update(
         name="r1", kind="hardware", robot_file=str(ROOT / "config/robots/sim_dual_arm.yaml")

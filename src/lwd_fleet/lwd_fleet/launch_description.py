@@ -17,7 +17,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from lwd_fleet.deployment import Deployment, NodeSpec, load_deployment, node_specs
-from lwd_fleet.domain import PrivateDomain
+from lwd_fleet.domain import PrivateDomain, transport
 
 _LOG_LEVELS = ["debug", "info", "warn", "error", "fatal"]
 _YES_NO = ["true", "false"]
@@ -108,7 +108,7 @@ def _environment(
     deployment: Deployment, domain_id: str, private_domain: bool
 ) -> list[LaunchDescriptionEntity]:
     """Simulated robots are never heard beyond this machine."""
-    values = {"RCUTILS_LOGGING_BUFFERED_STREAM": "1"}
+    values = {"RCUTILS_LOGGING_BUFFERED_STREAM": "1", **transport()}
     if deployment.simulated:
         values["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
         if private_domain and not domain_id:

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from lwd_fleet.deployment import NodeSpec
+from lwd_fleet.domain import transport
 
 _BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _HEALTHY_AFTER_S = 60.0  # a process that lived this long starts the back-off anew
@@ -76,7 +77,12 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._report, self._back_off_s, self._clock = report, tuple(back_off_s), clock
-        self._environment = {**os.environ, "RCUTILS_LOGGING_BUFFERED_STREAM": "1", **(environment or {})}
+        self._environment = {
+            **os.environ,
+            "RCUTILS_LOGGING_BUFFERED_STREAM": "1",
+            **transport(),
+            **(environment or {}),
+        }
         directory = Path(directory).absolute()
         for name in ("log", "parameters"):
             (directory / name).mkdir(parents=True, exist_ok=True)
