@@ -30,6 +30,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.row)
 
+    def first(self, rows: int | None) -> Batch:
+        """The first rows, drawn at random as all are; None: all."""
+        return Batch(**{f.name: getattr(self, f.name)[:rows] for f in fields(self)})
+
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on another device; itself where it is there already."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

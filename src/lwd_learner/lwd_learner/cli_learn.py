@@ -24,11 +24,12 @@ from lwd_fleet.sim.shift import Shift
 from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.supervisor import stop_requested
 from lwd_learner.cli_terminal import console, fail, progress_bar
+from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.evaluate import success_rate
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
 from lwd_learner.sim_policy import NothingToFit, sim_policy
-from lwd_learner.trainer import NonFiniteLoss, TrainerConfig
+from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy import checkpoint
@@ -59,11 +60,14 @@ class Phase(str, Enum):
 
 
 def train(
-    phase: Annotated[Phase, typer.Argument(help="bc: clone the demonstrations; offline: learn from all episodes")],
+    phase: Annotated[
+        Phase, typer.Argument(help="bc: clone the demonstrations; offline: learn from all episodes")
+    ],
     run: Annotated[Path, typer.Option(help="Run directory with catalog.db and store")],
     steps: Annotated[int, typer.Option(help="Steps of this phase, those of earlier calls included", min=1)],
     policy: Annotated[
-        Path | None, typer.Option(help="Checkpoint to start from; default: a fresh policy of the simulated robot")
+        Path | None,
+        typer.Option(help="Checkpoint to start from; default: a fresh policy of the simulated robot"),
     ] = None,
     observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -93,7 +97,9 @@ def train(
 def _train(learner: Learner, phase: Phase, steps: int) -> None:
     with progress_bar() as bar:
         reading = bar.add_task("ingest", total=None, note="")
-        ingested = learner.ingest("offline", lambda done, total: bar.update(reading, completed=done, total=total))
+        ingested = learner.ingest(
+            "offline", lambda done, total: bar.update(reading, completed=done, total=total)
+        )
         bar.remove_task(reading)
         for text in ingested.refused:
             console.print(f"not used: {text}", markup=False, highlight=False)
@@ -120,10 +126,14 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
     version = learner.publish(metrics)
     work.save()
     if version == before:
-        console.print(f"policy unchanged, still version {version}, after {work.steps} steps on {len(learner.replay)} transitions")
+        console.print(
+            f"policy unchanged, still version {version}, after {work.steps} steps on {len(learner.replay)} transitions"
+        )
         return
     numbers = ", ".join(f"{name} {metrics[name]:.3g}" for name in _LOSSES if name in metrics)
-    console.print(f"version {version} after {work.steps} steps on {len(learner.replay)} transitions: {numbers or 'as before'}")
+    console.print(
+        f"version {version} after {work.steps} steps on {len(learner.replay)} transitions: {numbers or 'as before'}"
+    )
 
 
 def evaluate(
@@ -133,7 +143,9 @@ def evaluate(
     first_seed: Annotated[int, typer.Option(help="Scenes have this seed and the following", min=0)] = 0,
     shift: Annotated[str, typer.Option(help="Name of a domain shift, or one as JSON")] = "",
     workers: Annotated[int, typer.Option(help="Processes", min=1)] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the outcome of every seed")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the outcome of every seed")
+    ] = False,
 ) -> None:
     """Success rate of a policy on simulated robots, with its 95 % interval."""
     if task not in TASKS:
@@ -163,7 +175,13 @@ def evaluate(
     rate = success_rate(list(outcomes.values()))
     if as_json:
         by_seed = {str(seed): outcomes[seed] for seed in sorted(outcomes)}
-        record = {"task": task, "shift": shift, "policy": policy.name, "success": asdict(rate), "outcomes": by_seed}
+        record = {
+            "task": task,
+            "shift": shift,
+            "policy": policy.name,
+            "success": asdict(rate),
+            "outcomes": by_seed,
+        }
         print(json.dumps(record, indent=1))
         return
     console.print(

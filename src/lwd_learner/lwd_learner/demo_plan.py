@@ -38,7 +38,9 @@ class DemoPlan:
     evaluation_episodes: int = 200
     second_evaluation_episodes: int = 20
     n_step: dict[str, int] = field(default_factory=lambda: {"stow": 10})
-    kl_budget: float = 0.05  # nat per executed step; no more, while the critic hardly ranks actions: docs/demo.md
+    kl_budget: float = (
+        0.05  # nat per executed step; no more, while the critic hardly ranks actions: docs/demo.md
+    )
     critic_rate: float = 1e-3  # Adam; twice the published one: there are minutes, not hours
     policy_rows: int = 64
     tau_ramp_steps: int = 500
@@ -73,7 +75,7 @@ class DemoPlan:
         trainer = replace(
             default,
             divl=replace(DivlConfig(), tau_ramp_steps=self.tau_ramp_steps),
-            qam=replace(QamConfig(), kl_budget=self.kl_budget),
+            extraction=replace(QamConfig(), kl_budget=self.kl_budget),
             policy_rows=self.policy_rows,
             critic_rate=self.critic_rate,
         )

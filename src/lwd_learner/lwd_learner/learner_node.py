@@ -16,6 +16,7 @@ from lwd_fleet.data.store import open_store
 from lwd_learner.learner import LearnerConfig
 from lwd_learner.learner_worker import LearnerJob, LearnerView, LearnerWorker
 from lwd_learner.online import OnlineConfig
+from lwd_learner.qam import QamConfig
 from lwd_learner.trainer import TrainerConfig
 from lwd_policy.managed_node import (
     ERROR,
@@ -53,11 +54,15 @@ class LearnerParameters:
     batch: int = parameter(_DEFAULT.batch, "rows of a step", low=1, high=65536)
     policy_rows: int = parameter(0, "rows of the batch that the policy step uses; 0: all", low=0)
     policy_rate: float = parameter(_DEFAULT.policy_rate, "learning rate of the policy", low=0.0, high=1.0)
-    critic_rate: float = parameter(_DEFAULT.critic_rate, "learning rate of critic and value", low=0.0, high=1.0)
-    kl_budget: float = parameter(
-        _DEFAULT.qam.kl_budget, "distance from the reference policy", unit="nat per step", low=0.0, high=100.0
+    critic_rate: float = parameter(
+        _DEFAULT.critic_rate, "learning rate of critic and value", low=0.0, high=1.0
     )
-    tau_ramp_steps: int = parameter(_DEFAULT.divl.tau_ramp_steps, "steps from the offline to the online quantile", low=1)
+    kl_budget: float = parameter(
+        QamConfig().kl_budget, "distance from the reference policy", unit="nat per step", low=0.0, high=100.0
+    )
+    tau_ramp_steps: int = parameter(
+        _DEFAULT.divl.tau_ramp_steps, "steps from the offline to the online quantile", low=1
+    )
     held_out: float = parameter(_HELD_OUT, "share of episodes that only judge the critic", low=0.0, high=0.9)
 
 
@@ -110,8 +115,16 @@ class LearnerNode(ManagedNode):
             return []
         view = self._worker.view
         level = ERROR if view.failure else WARN if view.problem else OK
-        values = {"refused_episodes": view.refused, "transitions": view.transitions, "version": view.policy_version}
-        return [Check("training", level, view.failure or view.problem or f"{view.phase}, step {view.step}", values)]
+        values = {
+            "refused_episodes": view.refused,
+            "transitions": view.transitions,
+            "version": view.policy_version,
+        }
+        return [
+            Check(
+                "training", level, view.failure or view.problem or f"{view.phase}, step {view.step}", values
+            )
+        ]
 
     def _publish_status(self) -> None:
         assert self._worker is not None
@@ -135,7 +148,7 @@ def learner_job(options: LearnerParameters) -> LearnerJob:
     trainer = replace(
         _DEFAULT,
         divl=replace(_DEFAULT.divl, tau_ramp_steps=options.tau_ramp_steps),
-        qam=replace(_DEFAULT.qam, kl_budget=options.kl_budget),
+        extraction=replace(QamConfig(), kl_budget=options.kl_budget),
         batch=options.batch,
         policy_rows=options.policy_rows or None,
         policy_rate=options.policy_rate,

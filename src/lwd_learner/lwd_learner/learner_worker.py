@@ -14,10 +14,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.data.store import open_store
+from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.replay import ReplayLocked, ReplayMismatch
-from lwd_learner.trainer import NonFiniteLoss
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy.checkpoint import CheckpointRefused
 from lwd_policy.flow_policy import FlowPolicy

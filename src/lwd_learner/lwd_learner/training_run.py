@@ -30,7 +30,7 @@ class TrainingRun:
         self.resumed = bool(saved_states(self._states))
         if self.resumed:
             learner.trainer.load(self._states)
-        if phase != "bc" and learner.trainer.reference is None:
+        if phase != "bc" and learner.trainer.actor.reference is None:
             learner.trainer.freeze_reference()  # what was cloned, or came as a checkpoint, is what policies stay near
         self._first = _first_step(learner.run_dir / f"{phase}.json", learner.trainer.steps)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_run import SmallRun, small_config
 
-from lwd_learner import trainer
+from lwd_learner import value_learner
 from lwd_learner.learner import DEMONSTRATIONS, CriticCheck, Learner
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
@@ -57,19 +57,26 @@ def test_episodes_become_a_policy_version(run: SmallRun) -> None:
     version = learner.publish(learner.trainer.report() | {"auc": float("nan")})
     row = run.catalog.desired_policy()
     assert row is not None and row.version == version == first + 1
-    assert row.parent == first and row.snapshot_n == 2 and "critic_loss" in row.metrics and "auc" not in row.metrics
+    assert (
+        row.parent == first
+        and row.snapshot_n == 2
+        and "critic_loss" in row.metrics
+        and "auc" not in row.metrics
+    )
     policy, card = checkpoint.load(Path(row.uri.removeprefix("file://")), row.digest)
     assert card.origin["learner_steps"] == 83
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), learner.policy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(policy.parameters(), learner.policy.parameters(), strict=True)
+    )
 
 
 def test_a_refit_changes_nothing_before_anything_of_a_deployment_succeeded(run: SmallRun) -> None:
     learner = run.learner(held_out=0.0)
     learner.ingest("offline")
     learner.trainer.freeze_reference()
-    digest = learner.trainer.reference_digest()
+    digest = learner.trainer.actor.reference_digest()
     assert not learner.refit(3), "demonstrations show what succeeds without the shift"
-    assert learner.trainer.steps == 0 and learner.trainer.reference_digest() == digest
+    assert learner.trainer.steps == 0 and learner.trainer.actor.reference_digest() == digest
 
 
 def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_reference(
@@ -79,11 +86,11 @@ def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_referen
     learner = run.learner(held_out=0.0)
     learner.ingest("offline")
     learner.trainer.freeze_reference()
-    digest = learner.trainer.reference_digest()
+    digest = learner.trainer.actor.reference_digest()
     assert learner.refit(3) and learner.trainer.steps == 3
-    assert learner.trainer.reference_digest() != digest
-    assert learner.trainer.reference is not None
-    pairs = zip(learner.trainer.reference.parameters(), learner.policy.expert.parameters(), strict=True)
+    assert learner.trainer.actor.reference_digest() != digest
+    assert learner.trainer.actor.reference is not None
+    pairs = zip(learner.trainer.actor.reference.parameters(), learner.policy.expert.parameters(), strict=True)
     assert all(torch.equal(reference, policy) for reference, policy in pairs)
 
 
@@ -91,12 +98,14 @@ def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_referen
 def test_the_online_learner_refits_at_its_pace(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lwd_learner.learner.DEPLOYED", DEMONSTRATIONS)  # all that this run has
     learner = run.learner(held_out=0.0)
-    config = OnlineConfig(steps=30, publish_every=4, min_transitions=1, slice_steps=4, refit_every=8, refit_steps=5)
+    config = OnlineConfig(
+        steps=30, publish_every=4, min_transitions=1, slice_steps=4, refit_every=8, refit_steps=5
+    )
     online = OnlineLearner(learner, config)
-    references = {0: learner.trainer.reference_digest()}
+    references = {0: learner.trainer.actor.reference_digest()}
     while not online.finished:
         online.run_once()
-        references[online.run.steps] = learner.trainer.reference_digest()
+        references[online.run.steps] = learner.trainer.actor.reference_digest()
     assert len(set(references.values())) == 3, "refits after 8 and after 8 + 5 + 8 steps"
 
 
@@ -149,13 +158,15 @@ def test_a_phase_counts_its_steps_over_restarts(run: SmallRun) -> None:
     learner = run.learner(held_out=0.0)
     assert TrainingRun(learner, "bc").steps == 3
     offline = TrainingRun(learner, "offline")
-    assert offline.resumed and offline.steps == 0 and learner.trainer.reference is not None
+    assert offline.resumed and offline.steps == 0 and learner.trainer.actor.reference is not None
     offline.train(2)
     assert offline.steps == 2 and learner.trainer.steps == 5
 
 
 @pytest.mark.usefixtures("trusted_critic")
-def test_the_online_learner_waits_for_data_publishes_at_its_pace_and_stops_after_its_steps(run: SmallRun) -> None:
+def test_the_online_learner_waits_for_data_publishes_at_its_pace_and_stops_after_its_steps(
+    run: SmallRun,
+) -> None:
     learner = run.learner(held_out=0.0)
     poor = OnlineLearner(learner, OnlineConfig(min_transitions=10**6))
     assert poor.run_once() and poor.phase == "ingest" and poor.run.steps == 0
@@ -234,7 +245,7 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_the_good_version(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run.first_version()
-    monkeypatch.setattr(trainer.divl, "critic_loss", lambda q, target: (q * float("nan")).mean())
+    monkeypatch.setattr(value_learner.divl, "critic_loss", lambda q, target: (q * float("nan")).mean())
     said: list[str] = []
     worker = LearnerWorker(job(run, steps=4), said.append)
     try:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from lwd_learner import qam
 from lwd_learner.batch import Batch
 from lwd_learner.critic import CriticConfig
+from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.divl import bootstrap, critic_target
+from lwd_learner.flow_actor import ReferenceMissing
 from lwd_learner.gate import outcome_auc
 from lwd_learner.qam import QamConfig
-from lwd_learner.trainer import NonFiniteLoss, ReferenceMissing, Trainer, TrainerConfig
+from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import ResumeRefused, save_state, saved_states
 
 C, H, A = 6, 4, 2
@@ -84,7 +86,7 @@ def test_the_target_uses_the_value_network_as_just_updated() -> None:
 
     def target_now() -> Tensor:
         with torch.no_grad():
-            read = bootstrap(made.value(rows.next_context), 0.6, made.config.divl)
+            read = bootstrap(made.values.value(rows.next_context), 0.6, made.config.divl)
         return critic_target(rows.reward, rows.discount, read.value)
 
     before = target_now()
@@ -97,54 +99,53 @@ def test_the_target_uses_the_value_network_as_just_updated() -> None:
 
 def test_a_value_network_that_does_not_learn_leaves_the_target_where_it_was() -> None:
     made, rows = trainer(), batch()
-    for group in made._value_optimiser.param_groups:
-        group["lr"] = 0.0
+    made.values.value_descent.set_rate(0.0)
     with torch.no_grad():
-        read = bootstrap(made.value(rows.next_context), 0.6, made.config.divl)
+        read = bootstrap(made.values.value(rows.next_context), 0.6, made.config.divl)
     before = critic_target(rows.reward, rows.discount, read.value).mean().item()
     assert made.learn(rows)["target"] == pytest.approx(before, abs=1e-7)
 
 
 def test_the_target_critic_moves_by_the_ema_of_the_updated_critic() -> None:
     made = trainer()
-    before = state(made.target_critic)
+    before = state(made.values.target_critic)
     made.learn(batch())
     rate = made.config.divl.ema_rate
-    for name, tensor in made.target_critic.state_dict().items():
-        expected = before[name] + rate * (made.critic.state_dict()[name] - before[name])
+    for name, tensor in made.values.target_critic.state_dict().items():
+        expected = before[name] + rate * (made.values.critic.state_dict()[name] - before[name])
         assert torch.allclose(tensor, expected, atol=1e-7), name
-    assert not same(state(made.target_critic), before)
+    assert not same(state(made.values.target_critic), before)
 
 
 def test_the_reference_never_moves_until_it_is_frozen_anew() -> None:
     made = trainer()
-    digest = made.reference_digest()
+    digest = made.actor.reference_digest()
     for seed in range(3):
         made.learn(batch(seed, online=True))
         made.diagnose(batch(seed))
-    assert made.reference_digest() == digest
+    assert made.actor.reference_digest() == digest
     made.freeze_reference()
-    assert made.reference_digest() != digest
+    assert made.actor.reference_digest() != digest
 
 
 def test_the_policy_stays_while_the_gate_is_closed_and_moves_when_it_opens() -> None:
     made = trainer()
-    before = state(made.expert)
+    before = state(made.actor.expert)
     assert made.learn(batch(), update_policy=False)["policy_updated"] == 0.0
-    assert same(before, state(made.expert))
+    assert same(before, state(made.actor.expert))
     made.learn(batch())
-    assert not same(before, state(made.expert))
+    assert not same(before, state(made.actor.expert))
 
 
 def test_only_the_networks_of_a_step_change() -> None:
     made = trainer()
-    value, critic = state(made.value), state(made.critic)
+    value, critic = state(made.values.value), state(made.values.critic)
     made.clone(batch())
-    assert same(value, state(made.value))
-    assert same(critic, state(made.critic))
-    assert all(p.grad is None for p in made.target_critic.parameters())
-    assert made.reference is not None
-    assert all(p.grad is None for p in made.reference.parameters())
+    assert same(value, state(made.values.value))
+    assert same(critic, state(made.values.critic))
+    assert all(p.grad is None for p in made.values.target_critic.parameters())
+    assert made.actor.reference is not None
+    assert all(p.grad is None for p in made.actor.reference.parameters())
 
 
 def test_learning_without_a_reference_is_refused() -> None:
@@ -164,11 +165,11 @@ def test_tau_base_climbs_with_online_steps_only() -> None:
 def test_a_loss_that_is_not_a_number_stops_with_its_name_and_step_and_spoils_nothing() -> None:
     made = trainer()
     made.learn(batch())
-    before = state(made.value)
+    before = state(made.values.value)
     spoiled = replace(batch(), context=torch.full((16, C), torch.nan))
     with pytest.raises(NonFiniteLoss, match="the value loss is nan at step 1"):
         made.learn(spoiled)
-    assert same(before, state(made.value))
+    assert same(before, state(made.values.value))
     with pytest.raises(NonFiniteLoss, match="the critic loss is inf at step 1"):
         made.learn(replace(batch(), reward=torch.full((16,), torch.inf)))
 
@@ -191,8 +192,8 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path) -> None:
     for (name, module), (_, other) in zip(straight._modules(), resumed._modules(), strict=True):
         assert same(state(module), state(other)), name
     assert resumed.report() == straight.report()
-    assert resumed.dual == straight.dual
-    assert resumed.reference_digest() == straight.reference_digest()
+    assert resumed.extraction.numbers == straight.extraction.numbers
+    assert resumed.actor.reference_digest() == straight.actor.reference_digest()
 
 
 def test_a_state_saved_before_there_was_a_reference_resumes(tmp_path: Path) -> None:
@@ -201,21 +202,21 @@ def test_a_state_saved_before_there_was_a_reference_resumes(tmp_path: Path) -> N
     made.save(tmp_path)
     resumed = trainer(seed=3)
     resumed.load(tmp_path)
-    assert resumed.reference is None
+    assert resumed.actor.reference is None
     assert resumed.clone(batch()) == made.clone(batch())
 
 
 def test_a_state_of_another_configuration_or_size_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     trainer().save(tmp_path)
-    other = trainer(replace(CONFIG, qam=replace(CONFIG.qam, kl_budget=0.5)))
-    with pytest.raises(ResumeRefused, match=r"qam\.kl_budget = 0\.05, not 0\.5"):
+    other = trainer(replace(CONFIG, extraction=replace(CONFIG.extraction, kl_budget=0.5)))
+    with pytest.raises(ResumeRefused, match=r"extraction\.kl_budget = 0\.05, not 0\.5"):
         other.load(tmp_path)
     wide = Trainer(SmallExpert(64), C, H, A, CONFIG)
-    before = state(wide.value)
+    before = state(wide.values.value)
     with pytest.raises(ResumeRefused, match=r"expert: net\.0\.weight has shape"):
         wide.load(tmp_path)
-    assert same(before, state(wide.value))
-    assert wide.reference is None
+    assert same(before, state(wide.values.value))
+    assert wide.actor.reference is None
 
 
 def test_damaged_and_missing_states_are_refused(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_reports_are_means_since_the_last_report() -> None:
 def test_the_policy_step_may_use_fewer_rows_than_the_batch() -> None:
     made = trainer(replace(CONFIG, policy_rows=4))
     seen: set[int] = set()
-    made.expert.register_forward_hook(lambda module, given, out: seen.add(len(out)))
+    made.actor.expert.register_forward_hook(lambda module, given, out: seen.add(len(out)))
     made.learn(batch())
     assert seen == {4}
 
@@ -254,8 +255,12 @@ def test_the_policy_step_may_use_fewer_rows_than_the_batch() -> None:
 def test_the_paper_preset_changes_what_it_says() -> None:
     paper = CONFIG.paper()
     assert paper.gamma == pytest.approx(0.9999**3)  # 10 Hz
-    assert (paper.divl.quantile, paper.qam.paths, paper.qam.temperature) == ("hard", "reference", "fixed")
-    assert paper.qam.adjoint == "steps"
+    assert (paper.divl.quantile, paper.extraction.paths, paper.extraction.temperature) == (
+        "hard",
+        "reference",
+        "fixed",
+    )
+    assert paper.extraction.adjoint == "steps"
     assert trainer(paper).learn(batch())["lambda"] == 2.0
 
 
@@ -266,8 +271,10 @@ def test_the_policy_step_carries_the_adjoint_as_configured(
     used: list[str] = []
     for name in ("denoiser_adjoint", "lean_adjoint"):
         whole = getattr(qam, name)
-        monkeypatch.setattr(qam, name, lambda *given, name=name, whole=whole: (used.append(name), whole(*given))[1])
-    trainer(replace(CONFIG, qam=replace(CONFIG.qam, adjoint=adjoint))).learn(batch())
+        monkeypatch.setattr(
+            qam, name, lambda *given, name=name, whole=whole: (used.append(name), whole(*given))[1]
+        )
+    trainer(replace(CONFIG, extraction=replace(CONFIG.extraction, adjoint=adjoint))).learn(batch())
     assert used == [{"denoiser": "denoiser_adjoint", "steps": "lean_adjoint"}[adjoint]]
 
 
@@ -282,7 +289,7 @@ def test_a_bandit_with_two_modes_learns_the_one_that_pays() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = TrainerConfig(
-        qam=QamConfig(temperature="fixed", fixed_lambda=0.15),
+        extraction=QamConfig(temperature="fixed", fixed_lambda=0.15),
         critic=CriticConfig(width=32, embedding=8),
         policy_rate=1e-3,
         critic_rate=2e-3,
@@ -311,7 +318,7 @@ def test_a_bandit_with_two_modes_learns_the_one_that_pays() -> None:
         with torch.no_grad():
             x = noise
             for i in range(10):
-                x = x + made.expert(torch.zeros(1000, C), x, torch.full((1000,), i / 10)) / 10
+                x = x + made.actor.expert(torch.zeros(1000, C), x, torch.full((1000,), i / 10)) / 10
         return (x[:, 0, 0] > 0).float().mean().item()
 
     for _ in range(400):

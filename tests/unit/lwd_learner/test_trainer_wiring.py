@@ -66,14 +66,14 @@ def make_constant(critic: CriticEnsemble, *heads: float) -> None:
 
 def test_the_label_of_v_is_the_lower_head_of_the_target_critic() -> None:
     trainer = made()
-    make_constant(trainer.target_critic, 0.6, 0.3)
-    make_constant(trainer.critic, 0.9, 0.9)
+    make_constant(trainer.values.target_critic, 0.6, 0.3)
+    make_constant(trainer.values.critic, 0.9, 0.9)
     assert trainer.learn(batch(), update_policy=False)["value_label"] == pytest.approx(0.3)
 
 
 def test_the_policy_climbs_the_target_critic_and_not_the_one_in_training() -> None:
     trainer = made()
-    make_constant(trainer.target_critic, 0.5, 0.5)
+    make_constant(trainer.values.target_critic, 0.5, 0.5)
     assert trainer.learn(batch())["adjoint"] == 0.0
     trainer = made()
     assert trainer.learn(batch())["adjoint"] > 0.0
@@ -81,13 +81,13 @@ def test_the_policy_climbs_the_target_critic_and_not_the_one_in_training() -> No
 
 def test_the_policy_is_judged_by_the_executed_steps_only() -> None:
     trainer, seen = made(), []
-    critic = trainer.target_critic.forward
+    critic = trainer.values.target_critic.forward
 
     def spy(context: Tensor, chunk: Tensor, mask: Tensor) -> Tensor:
         seen.append(mask.clone())
         return critic(context, chunk, mask)
 
-    trainer.target_critic.forward = spy  # type: ignore[method-assign]
+    trainer.values.target_critic.forward = spy  # type: ignore[method-assign]
     trainer.learn(batch(executed=1))
     assert len(seen) == 2 and all(torch.equal(mask, batch(executed=1).mask) for mask in seen)
 
@@ -96,7 +96,7 @@ def test_cloning_imitates_what_was_planned_and_not_only_what_was_executed() -> N
     def loss(rows: Batch) -> float:
         trainer = made()
         with torch.no_grad():  # blind to its input, which does show what stands beyond the plan
-            weight, _ = trainer.expert.parameters()
+            weight, _ = trainer.actor.expert.parameters()
             weight.zero_()
         return trainer.clone(rows)["clone_loss"]
 
@@ -114,7 +114,7 @@ def test_the_path_kl_counts_per_executed_step() -> None:
     for executed in (1, 4):
         trainer = made()
         with torch.no_grad():
-            _, bias = trainer.expert.parameters()
+            _, bias = trainer.actor.expert.parameters()
             bias.add_(0.1)  # away from the reference
         measured.append(trainer.learn(batch(executed))["path_kl"])
     assert measured[0] > 0 and measured[0] == pytest.approx(4 * measured[1])
@@ -122,8 +122,8 @@ def test_the_path_kl_counts_per_executed_step() -> None:
 
 def test_freezing_a_reference_starts_the_policys_optimiser_and_temperature_anew() -> None:
     trainer = made()
-    first = trainer.dual
+    first = trainer.extraction.numbers
     trainer.learn(batch())
-    assert trainer.dual != first and trainer._policy_optimiser.state
+    assert trainer.extraction.numbers != first and trainer.actor.descent.optimiser.state
     trainer.freeze_reference()
-    assert trainer.dual == first and not trainer._policy_optimiser.state
+    assert trainer.extraction.numbers == first and not trainer.actor.descent.optimiser.state

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to make a policy out of a critic. Each is chosen by the type of its configuration."""
+
+from __future__ import annotations
+
+from lwd_learner.extraction.adjoint_matching import AdjointMatching
+from lwd_learner.extraction.base import Extraction
+from lwd_learner.flow_actor import FlowActor
+from lwd_learner.qam import QamConfig
+from lwd_learner.value_learner import ValueLearner
+
+ExtractionConfig = QamConfig
+
+
+def make_extraction(config: ExtractionConfig, actor: FlowActor, values: ValueLearner) -> Extraction:
+    """The extraction that `config` describes."""
+    return AdjointMatching(actor, values, config)

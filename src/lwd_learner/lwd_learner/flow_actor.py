@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy in training: a flow expert, the frozen reference it is measured from, and the way it clones."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lwd_learner import qam
+from lwd_learner.batch import Batch
+from lwd_learner.descent import Descent, MakeOptimiser
+from lwd_policy.flow_policy import FLOW_STEPS
+
+
+class ReferenceMissing(Exception):
+    """Reinforcement learning was asked for before there was a frozen reference to stay near."""
+
+
+class FlowActor:
+    """Trains `expert(context [B, C], noisy [B, H, A], flow_time [B]) -> velocity [B, H, A]` in place.
+
+    `noise` is the one source of randomness of everything that trains a policy.
+    """
+
+    def __init__(
+        self,
+        expert: nn.Module,
+        horizon: int,
+        action_dim: int,
+        make_optimiser: MakeOptimiser,
+        norm_max: float,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.expert = expert.to(device)
+        self.reference: nn.Module | None = None
+        self.chunk = (horizon, action_dim)
+        self.device = device
+        self.noise = torch.Generator(device).manual_seed(seed)  # of paths and flow times
+        self.descent = Descent("policy", self.expert, make_optimiser, norm_max)
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The reference. Raises ReferenceMissing."""
+        if self.reference is None:
+            raise ReferenceMissing("freeze_reference() comes between cloning and learning")
+        return self.reference
+
+    def freeze_reference(self) -> None:
+        """Make the present policy the reference, and forget how it was reached."""
+        self.reference = copy.deepcopy(self.expert).requires_grad_(False).eval()
+        self.descent.restart()
+
+    def reference_digest(self) -> str:
+        """sha256 of the reference's weights. Raises ReferenceMissing."""
+        hasher = hashlib.sha256()
+        for name, tensor in sorted(self.frozen.state_dict().items()):
+            hasher.update(name.encode())
+            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        """Standard normal numbers, the next ones of the actor's stream."""
+        return torch.randn(shape, generator=self.noise, device=self.device)
+
+    def velocity(self, expert: nn.Module, context: Tensor) -> qam.Velocity:
+        """An expert with its context bound, over flat chunks: (x [B, D], flow_time [B]) -> [B, D]."""
+
+        def velocity(x: Tensor, flow_time: Tensor) -> Tensor:
+            chunk: Tensor = expert(context, x.view(-1, *self.chunk), flow_time)
+            return chunk.flatten(1)
+
+        return velocity
+
+    def cloning_loss(self, batch: Batch) -> Tensor:
+        """Flow matching to the batch's actions, where valid. algorithm.md 2.5."""
+        noise = self.normal(batch.action.shape)
+        flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
+        return qam.flow_matching_loss(
+            lambda x, t: self.expert(batch.context, x, t),
+            batch.action,
+            noise,
+            flow_time,
+            batch.valid.unsqueeze(-1),
+        )
+
+    @torch.no_grad()
+    def sample(self, expert: nn.Module, context: Tensor, noise: Tensor, steps: int = FLOW_STEPS) -> Tensor:
+        """Chunks [B, H, A] in [-1, 1] that an expert makes of noise [B, H, A] by Euler steps, as robots do."""
+        end = qam.integrate(self.velocity(expert, context), noise.flatten(1), steps)
+        return end.clamp(-1.0, 1.0).view(-1, *self.chunk)
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Factors of matrix products rounded to bfloat16 where the processor has instructions for it; weights and sums
+    stay in float32. Without such instructions nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
