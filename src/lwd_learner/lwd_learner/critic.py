@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,12 @@ class CriticConfig:
     layers: int = 2  # hidden layers of both networks
     embedding: int = 64  # units of one embedded action step
     queries: int = 4  # learned queries of the temporal attention; several keep what happens when apart
+    chunk_encoder: Literal["attention", "flat"] = (
+        "attention"  # flat, as in QAM's code: all steps as one vector
+    )
+    hidden: Literal["norm_silu", "gelu_norm"] = (
+        "norm_silu"  # after each product; gelu_norm: as in QAM's code, 1.8
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.heads <= 16 or min(self.width, self.layers, self.embedding, self.queries) < 1:
@@ -41,7 +48,11 @@ class ValueNetwork(nn.Module):
         widths = [context_dim] + [config.width] * config.layers
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out), nn.SiLU()]
+            linear, norm = nn.Linear(fan_in, fan_out), nn.LayerNorm(fan_out)
+            if config.hidden == "norm_silu":
+                layers += [linear, norm, nn.SiLU()]
+            else:
+                layers += [linear, nn.GELU(approximate="tanh"), norm]
         self.trunk = nn.Sequential(*layers)
         self.logits = nn.Linear(widths[-1], atoms)
         with torch.no_grad():
@@ -56,14 +67,21 @@ class ValueNetwork(nn.Module):
 class CriticEnsemble(nn.Module):
     """Q: context [B, C], chunk [B, H, A], mask [B, H] bool -> [E, B]. algorithm.md 1.2.
 
-    mask: the executed steps; whatever stands in the others changes nothing. Heads share no parameter.
+    mask: the executed steps; whatever stands in the others changes nothing. Heads share no parameter. With
+    chunk_encoder="flat" a chunk executed in part looks like one whose rest is 0: for data without such chunks.
     """
 
     def __init__(self, context_dim: int, horizon: int, action_dim: int, config: CriticConfig) -> None:
         super().__init__()
-        pooled = config.embedding * config.queries
-        self.pool = _TemporalPool(config.heads, horizon, action_dim, config.embedding, config.queries)
-        widths = [context_dim + pooled] + [config.width] * config.layers
+        self.norm_first = config.hidden == "norm_silu"
+        self.pool: nn.Module
+        if config.chunk_encoder == "attention":
+            encoded = config.embedding * config.queries
+            self.pool = _TemporalPool(config.heads, horizon, action_dim, config.embedding, config.queries)
+        else:
+            encoded = horizon * action_dim
+            self.pool = _Flat()
+        widths = [context_dim + encoded] + [config.width] * config.layers
         self.hidden = nn.ModuleList(
             _HeadsLinear(config.heads, fan_in, fan_out) for fan_in, fan_out in pairwise(widths)
         )
@@ -74,10 +92,14 @@ class CriticEnsemble(nn.Module):
             self.value.bias.zero_()
 
     def forward(self, context: Tensor, chunk: Tensor, mask: Tensor) -> Tensor:
-        pooled = self.pool(chunk, mask)
-        hidden = torch.cat([context.expand(pooled.shape[0], *context.shape), pooled], dim=-1)
+        encoded = self.pool(chunk, mask)
+        hidden = torch.cat([context.expand(encoded.shape[0], *context.shape), encoded], dim=-1)
         for linear, norm in zip(self.hidden, self.norms, strict=True):
-            hidden = functional.silu(norm(linear(hidden)))
+            hidden = linear(hidden)
+            if self.norm_first:
+                hidden = functional.silu(norm(hidden))
+            else:
+                hidden = norm(functional.gelu(hidden, approximate="tanh"))
         value: Tensor = self.value(hidden)
         return value.squeeze(-1)
 
@@ -103,6 +125,13 @@ class _TemporalPool(nn.Module):
         )  # finite: a row without any step stays finite
         weight = torch.softmax(score, dim=2)
         return (weight.transpose(-1, -2) @ step).flatten(2)
+
+
+class _Flat(nn.Module):
+    """The executed steps one after the other, 0 elsewhere, the same for all heads: [B, H, A], [B, H] -> [1, B, H*A]."""
+
+    def forward(self, chunk: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask.unsqueeze(-1), chunk, torch.zeros_like(chunk)).flatten(1).unsqueeze(0)
 
 
 class _HeadsLinear(nn.Module):
