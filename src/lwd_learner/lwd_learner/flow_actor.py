@@ -77,16 +77,20 @@ class FlowActor:
 
         return velocity
 
-    def cloning_loss(self, batch: Batch) -> Tensor:
-        """Flow matching to the batch's actions, where valid. algorithm.md 2.5."""
+    def cloning_loss(self, batch: Batch, weight: Tensor | None = None) -> Tensor:
+        """Flow matching to the batch's actions, where valid. algorithm.md 2.5.
+
+        weight: [B] >= 0, how much each row counts, relative to the others of the batch: a loss that grew with all
+        weights would turn them into a learning rate, or into noise of the clipped gradient.
+        """
         noise = self.normal(batch.action.shape)
         flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
+        counts = batch.valid.unsqueeze(-1)
+        if weight is not None:
+            share = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
+            counts = counts * share.reshape(-1, 1, 1)
         return qam.flow_matching_loss(
-            lambda x, t: self.expert(batch.context, x, t),
-            batch.action,
-            noise,
-            flow_time,
-            batch.valid.unsqueeze(-1),
+            lambda x, t: self.expert(batch.context, x, t), batch.action, noise, flow_time, counts
         )
 
     @torch.no_grad()

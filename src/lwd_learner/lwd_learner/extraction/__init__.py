@@ -5,13 +5,18 @@ from __future__ import annotations
 
 from lwd_learner.extraction.adjoint_matching import AdjointMatching
 from lwd_learner.extraction.base import Extraction
+from lwd_learner.extraction.cloning import Cloning, CloningConfig
 from lwd_learner.flow_actor import FlowActor
 from lwd_learner.qam import QamConfig
 from lwd_learner.value_learner import ValueLearner
 
-ExtractionConfig = QamConfig
+ExtractionConfig = QamConfig | CloningConfig
 
 
 def make_extraction(config: ExtractionConfig, actor: FlowActor, values: ValueLearner) -> Extraction:
     """The extraction that `config` describes."""
-    return AdjointMatching(actor, values, config)
+    match config:
+        case QamConfig():
+            return AdjointMatching(actor, values, config)
+        case CloningConfig():
+            return Cloning(actor, values)
