@@ -18,6 +18,9 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 ActionValue = Callable[[Tensor], Tensor]
+Rollout = Literal["on_policy", "reference"]
+Adjoint = Literal["denoiser", "vjp", "scalar", "gaussian"]
+Pairing = Literal["left", "official", "right"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,15 @@ class QamConfig:
     """Policy extraction. Defaults are the `lwd` preset; see `paper()`."""
 
     steps: int = 10  # K; fewer than 10 lost most of the gain in the authors' data
-    paths: Literal["policy", "reference"] = "policy"  # only these have the tilt as fixed point, 4.3
-    adjoint: Literal["denoiser", "steps"] = "denoiser"  # steps: as published, wrong for a narrow reference, 6.5
+    rollout: Rollout = "on_policy"  # whose paths; only the policy's own have the tilt as fixed point, 4.3
+    adjoint: Adjoint = (
+        "denoiser"  # vjp: as published, wrong for a narrow reference; the others need no VJP, 6.5
+    )
+    pairing: Pairing = (
+        "left"  # of a step with an adjoint; moves Gaussians of any width by the exact tilt, 2.7
+    )
+    spread_rows: int = 16  # contexts per update that "gaussian" samples the reference in, twice each
+    spread_ema: float = 0.01  # weight of the newest of these; with 16 rows s^2 is known to 3 %
     temperature: Literal["path_kl", "fixed"] = "path_kl"  # Q's scale is unknown: fix the distance, 4.4
     fixed_lambda: float = 2.0  # value units; used by "fixed" only, as published
     kl_budget: float = 0.05  # nat per executed step; a start that a critic full of noise cannot abuse, 4.4b
@@ -37,11 +47,25 @@ class QamConfig:
     lambda_range: tuple[float, float] = (0.01, 100.0)  # of lambda, 2.9
     lambda_eff_min: float = 0.05  # value units; the dual must not spend its budget on noise, 4.4b
     clip: float = 1.0  # normalised action; no gradient outside the box, 4.11
+    box_penalty: float = 1.0  # value per squared excess over the box, only while too many leave it, 4.11
+    saturated_share_max: float = 0.05  # of executed coordinates; the penalty acts above it, 4.11
     adjoint_norm_max: float | None = None  # per row, of the terminal adjoint; None: no limit
 
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"adjoint matching needs two flow steps or more, not {self.steps}")
+
     def paper(self) -> QamConfig:
-        """The `lwd_paper` preset: fixed lambda = 2, paths of the frozen reference, stepwise adjoint. algorithm.md 4.20."""
-        return replace(self, paths="reference", temperature="fixed", fixed_lambda=2.0, adjoint="steps")
+        """The `lwd_paper` preset: lambda = 2, paths of the frozen reference, published adjoint and pairing. 4.20."""
+        return replace(
+            self,
+            rollout="reference",
+            adjoint="vjp",
+            pairing="official",
+            temperature="fixed",
+            fixed_lambda=2.0,
+            box_penalty=0.0,
+        )
 
 
 # --- one flow step ----------------------------------------------------------------------------------------
@@ -82,11 +106,11 @@ class Path(NamedTuple):
     reference_velocities: Tensor  # [K, B, D], v_b(x_i, t_i)
 
 
-def rollout(policy: Velocity, reference: Velocity, noise: Tensor, paths: str = "policy") -> Path:
+def rollout(policy: Velocity, reference: Velocity, noise: Tensor, driver: Rollout = "on_policy") -> Path:
     """Roll the memoryless SDE from noise to action. algorithm.md 2.7.
 
     noise: [K, B, D] standard normal; noise[0] is x_0 and noise[i] drives the step from i-1 to i, so that the
-    deterministic skeleton of the path is obtained with zeros from 1 on. paths: whose velocity drives it. The
+    deterministic skeleton of the path is obtained with zeros from 1 on. driver: whose velocity moves it. The
     last step is noiseless and uses the reference. Each state is detached before the policy sees it: the policy's
     velocities can be put into the loss as they are, without a second evaluation.
     """
@@ -100,7 +124,7 @@ def rollout(policy: Velocity, reference: Velocity, noise: Tensor, paths: str = "
         with torch.no_grad():
             reference_velocity = reference(x, time)
             if i < k - 1:
-                driving = velocity.detach() if paths == "policy" else reference_velocity
+                driving = velocity.detach() if driver == "on_policy" else reference_velocity
                 x = sde_step(x, driving, i * h, h, noise[i + 1])
             else:
                 x = x + h * reference_velocity
@@ -151,24 +175,64 @@ def terminal_adjoint(
     return adjoint
 
 
-def lean_adjoint(reference: Velocity, states: Tensor, terminal: Tensor) -> Tensor:
-    """Carry the terminal adjoint back along a path with the reference's Jacobian only. algorithm.md 2.7.
+def box_adjoint(
+    endpoint: Tensor, temperature: float | Tensor, config: QamConfig, mask: Tensor | None = None
+) -> Tensor:
+    """What the terminal adjoint gains when more of the batch than `saturated_share_max` is outside the box. 4.11.
 
-    states: [K+1, B, D]; terminal: [B, D]. Returns [K, B, D], g_0 .. g_(K-1). The unexecuted tail of a chunk has
-    a zero terminal adjoint but receives what the reference's Jacobian carries there: it moves along with the
-    executed steps it is correlated with, as the tilted distribution does.
+    The tilt becomes pi_b exp((Q - penalty) / lambda) with penalty = box_penalty / 2 * sum relu(|x_K| - clip)^2: outside,
+    where the clipped critic has no gradient, it is the only pull back. endpoint, mask: [B, D]. Returns [B, D], 0
+    inside the box and off the mask.
+    """
+    excess = endpoint.detach() - endpoint.detach().clamp(-config.clip, config.clip)
+    if mask is not None:
+        excess = excess * mask
+    crowded = saturated_share(endpoint, config.clip, mask) > config.saturated_share_max
+    return torch.where(crowded, config.box_penalty / temperature * excess, torch.zeros_like(excess))
+
+
+def saturated_share(endpoint: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
+    """Share of the coordinates (of `mask`, if given) that the box will cut. endpoint, mask: [B, D]; a scalar."""
+    outside = (endpoint.detach().abs() > clip).float()
+    return outside.mean() if mask is None else (outside * mask).sum() / mask.sum().clamp_min(1)
+
+
+# Four ways to carry the terminal adjoint back. Each returns [K, B, D], what the steps of the loss are paired with:
+#   official  g_0 .. g_(K-1)
+#   right     g_1 .. g_K
+#   left      g_1, g_1 .. g_(K-1): the first step has no adjoint of its own, see `pairing_weight`
+
+
+def carry_adjoint(
+    reference: Velocity, states: Tensor, terminal: Tensor, config: QamConfig, variance: Tensor | None = None
+) -> Tensor:
+    """[K, B, D] by the configured way. states: [K+1, B, D]; terminal: [B, D]; variance: [D], for "gaussian"."""
+    if config.adjoint == "denoiser":
+        return denoiser_adjoint(reference, states, terminal, config.pairing)
+    if config.adjoint == "vjp":
+        return lean_adjoint(reference, states, terminal, config.pairing)
+    if config.adjoint == "scalar":
+        return scalar_adjoint(terminal, config.steps, config.pairing)
+    if variance is None:
+        raise ValueError("the gaussian adjoint needs the reference's variance, see reference_variance")
+    return gaussian_adjoint(terminal, config.steps, variance, config.pairing)
+
+
+def lean_adjoint(reference: Velocity, states: Tensor, terminal: Tensor, pairing: Pairing) -> Tensor:
+    """The published recursion along a path with the reference's Jacobian only. algorithm.md 2.7.
+
+    states: [K+1, B, D]; terminal: [B, D]. Returns [K, B, D]. The unexecuted tail of a chunk has a zero terminal
+    adjoint but receives what the reference's Jacobian carries there: it moves along with the executed steps it is
+    correlated with, as the tilted distribution does.
     """
     k = states.shape[0] - 1
-    h = 1.0 / k
-    adjoint = terminal
-    adjoints = []
-    for i in reversed(range(k)):
-        adjoint = adjoint_step(reference, states[i], i * h, h, adjoint)
-        adjoints.append(adjoint)
-    return torch.stack(adjoints[::-1])
+    adjoints = [terminal]
+    for i in reversed(range(_first(pairing), k)):
+        adjoints.append(adjoint_step(reference, states[i], i / k, 1 / k, adjoints[-1]))
+    return _paired(adjoints[:0:-1], terminal, pairing)
 
 
-def denoiser_adjoint(reference: Velocity, states: Tensor, terminal: Tensor) -> Tensor:
+def denoiser_adjoint(reference: Velocity, states: Tensor, terminal: Tensor, pairing: Pairing) -> Tensor:
     """The lean adjoint in closed form: g_i = (dD_i / dx)^T g_K with D_i(x) = x + (1 - t_i) v_b(x, t_i), the reference's
     estimate of the action. algorithm.md 2.6, 6.5.
 
@@ -176,30 +240,82 @@ def denoiser_adjoint(reference: Velocity, states: Tensor, terminal: Tensor) -> T
     equation (t s^2 / Den(t) per direction of sd s); for a linear Q it is the optimum of any base to first order. It
     stays between 0 and g_K however narrow the base is, and never asks the reference about flow time 1, where it was
     not trained. `lean_adjoint` multiplies factors 1 + h J of which the last ones are negative for sd < 0.1 at K = 10.
-    states: [K+1, B, D]; terminal: [B, D]. One VJP per step. Returns [K, B, D], g_0 .. g_(K-1).
+    states: [K+1, B, D]; terminal: [B, D]. One VJP per step, for "official" also at t = 0. Returns [K, B, D].
     """
     k = states.shape[0] - 1
     adjoints = []
-    for i in range(k):
+    for i in range(_first(pairing), k):
         with torch.enable_grad():
             leaf = states[i].detach().requires_grad_(True)
             velocity = reference(leaf, _time(leaf, i / k))
             (pulled,) = torch.autograd.grad(velocity, leaf, terminal.detach())
         adjoints.append(terminal + (1 - i / k) * pulled)
-    return torch.stack(adjoints)
+    return _paired(adjoints, terminal, pairing)
+
+
+def scalar_adjoint(terminal: Tensor, steps: int, pairing: Pairing) -> Tensor:
+    """SQAM: g = t g_K, with t = t_i + h at step i of the official pairing. algorithm.md 2.10.
+
+    Exact where the reference's velocity does not depend on x; over-moves a narrow base by about 1/s^2. Without a VJP.
+    terminal: [B, D]. Returns [K, B, D].
+    """
+    return _closed_form_times(terminal, steps, pairing) * terminal
+
+
+def gaussian_adjoint(terminal: Tensor, steps: int, variance: Tensor, pairing: Pairing) -> Tensor:
+    """g = t s^2 / ((1-t)^2 + t^2 s^2) g_K per dimension, at the times of `scalar_adjoint`. algorithm.md 6.5.
+
+    What the denoiser's Jacobian is for a base with independent Gaussian dimensions, without a VJP. terminal: [B, D];
+    variance s^2: [D]. Returns [K, B, D].
+    """
+    time = _closed_form_times(terminal, steps, pairing)
+    return time * variance / ((1 - time).square() + time.square() * variance) * terminal
+
+
+def reference_variance(reference: Velocity, noise: Tensor, steps: int) -> Tensor:
+    """[D] variance of the reference's actions given their context, averaged over contexts. algorithm.md 6.5.
+
+    noise: [2, B, D], two draws for each of the contexts that `reference` is bound to. Half the squared difference of
+    two samples of one context does not see how contexts differ: the spread over a batch would, and is far wider.
+    Midpoint steps, because Euler's at K = 10 lose a quarter to a third of the variance.
+    """
+    samples = []
+    with torch.no_grad():
+        for x in noise:
+            for i in range(steps):
+                middle = x + reference(x, _time(x, i / steps)) / (2 * steps)
+                x = x + reference(middle, _time(x, (i + 0.5) / steps)) / steps
+            samples.append(x)
+    return (samples[0] - samples[1]).square().mean(dim=0) / 2
 
 
 # --- losses -----------------------------------------------------------------------------------------------
 
 
-def qam_loss(path: Path, adjoints: Tensor) -> Tensor:
-    """mean_B sum_i || 2 (v_theta - v_b) / sigma_i + sigma_i g_i ||^2, summed over D. algorithm.md 2.7.
+def qam_loss(path: Path, adjoints: Tensor, pairing: Pairing) -> Tensor:
+    """mean_B sum_i (4 / sigma_i^2) || v_theta - v_b + c_i g ||^2, summed over D; c_i: `pairing_weight`. 2.7.
 
-    adjoints: [K, B, D]. Returns a scalar whose gradient reaches the policy through `path.velocities` only.
+    For "official" that is || 2 (v_theta - v_b) / sigma_i + sigma_i g_i ||^2. adjoints: [K, B, D], carried for the same
+    pairing. Returns a scalar whose gradient reaches the policy through `path.velocities` only.
     """
-    sigma = _noise_scales(path.velocities)
-    residual = 2 * (path.velocities - path.reference_velocities) / sigma + sigma * adjoints
-    return residual.square().sum(dim=(0, 2)).mean()
+    k = path.velocities.shape[0]
+    weight = _per_step(path.velocities, [pairing_weight(i / k, 1 / k, pairing) for i in range(k)])
+    residual = path.velocities - path.reference_velocities + weight * adjoints
+    return (2 * residual / _noise_scales(path.velocities)).square().sum(dim=(0, 2)).mean()
+
+
+def pairing_weight(time: float, h: float, pairing: Pairing) -> float:
+    """c of the target v_b - c g for the step from `time` to `time` + h. algorithm.md 2.6, 2.7.
+
+    official: sigma^2 / 2 with the left adjoint; right: (1-t)/(t+h) with the right one. left: the continuous (1-t)/t with
+    the left one, the velocity of the tilt itself where the adjoint is exact. At t = 0 that is Cov(x_1) times the
+    gradient, a limit 0/0; g_h = h / (1-h)^2 Cov(x_1 | x_h) g_K and Cov(x_1 | x_h) is close to Cov(x_1).
+    """
+    if pairing == "official":
+        return noise_scale(time, h) ** 2 / 2
+    if pairing == "right":
+        return (1 - time) / (time + h)
+    return (1 - time) / time if time > 0 else (1 - h) ** 2 / h
 
 
 def path_kl(path: Path) -> Tensor:
@@ -211,6 +327,45 @@ def path_kl(path: Path) -> Tensor:
     h = 1.0 / path.velocities.shape[0]
     delta = (path.velocities - path.reference_velocities).detach()
     return (2 * h * (delta / sigma).square()).sum(dim=(0, 2))
+
+
+class QamStep(NamedTuple):
+    """One evaluation of the policy's objective. Only `loss` and `path.velocities` carry a gradient."""
+
+    loss: Tensor  # scalar
+    path: Path
+    adjoints: Tensor  # [K, B, D], as each step of the loss is paired with them
+    terminal: Tensor  # [B, D], g_K
+    endpoint: Tensor  # [B, D], x_K before the clip
+    saturated: Tensor  # scalar, share of executed coordinates outside the box
+
+
+def policy_loss(
+    policy: Velocity,
+    reference: Velocity,
+    action_value: ActionValue,
+    noise: Tensor,
+    temperature: float | Tensor,
+    config: QamConfig,
+    mask: Tensor | None = None,
+    variance: Tensor | None = None,
+) -> QamStep:
+    """The whole objective of one policy step: paths, terminal adjoint, its way back, loss. algorithm.md 2.6, 2.7.
+
+    policy, reference: velocities bound to the contexts of B rows; action_value: [B, D] -> [E, B] or [B] of the same
+    rows; noise: [K, B, D] standard normal with K = config.steps; temperature: lambda in value units; mask: [B, D] bool,
+    the executed coordinates; variance: [D] of the reference's actions, for the "gaussian" adjoint only.
+    """
+    path = rollout(policy, reference, noise, config.rollout)
+    endpoint = path.states[-1]
+    terminal = terminal_adjoint(
+        action_value, endpoint, temperature, config.clip, mask, config.adjoint_norm_max
+    )
+    if config.box_penalty > 0:
+        terminal = terminal + box_adjoint(endpoint, temperature, config, mask)
+    adjoints = carry_adjoint(reference, path.states, terminal, config, variance)
+    loss = qam_loss(path, adjoints, config.pairing)
+    return QamStep(loss, path, adjoints, terminal, endpoint, saturated_share(endpoint, config.clip, mask))
 
 
 # --- temperature ------------------------------------------------------------------------------------------
@@ -269,7 +424,35 @@ def _time(x: Tensor, value: float) -> Tensor:
 
 
 def _noise_scales(velocities: Tensor) -> Tensor:
-    """[K, 1, 1] sigma_i in the dtype and on the device of `velocities` [K, B, D]."""
+    """[K, 1, 1] sigma_i for velocities [K, B, D]."""
     k = velocities.shape[0]
-    scales = [noise_scale(i / k, 1.0 / k) for i in range(k)]
-    return torch.tensor(scales, dtype=velocities.dtype, device=velocities.device).reshape(k, 1, 1)
+    return _per_step(velocities, [noise_scale(i / k, 1 / k) for i in range(k)])
+
+
+def _closed_form_times(like: Tensor, steps: int, pairing: Pairing) -> Tensor:
+    """[K, 1, 1] flow times at which a closed form gives the adjoint of each step.
+
+    "official" takes the grid shifted by h, as its sigma does: at t = 0 there would be no adjoint at all.
+    """
+    if pairing == "left":
+        return _per_step(like, [max(i, 1) / steps for i in range(steps)])
+    return _per_step(like, [(i + 1) / steps for i in range(steps)])
+
+
+def _per_step(like: Tensor, values: list[float]) -> Tensor:
+    """[K, 1, 1] in the dtype and on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+
+
+def _first(pairing: Pairing) -> int:
+    """Index of the first adjoint that the loss needs."""
+    return 0 if pairing == "official" else 1
+
+
+def _paired(adjoints: list[Tensor], terminal: Tensor, pairing: Pairing) -> Tensor:
+    """[K, B, D] for the steps of the loss, from the adjoints that `_first` asks for up to g_(K-1)."""
+    if pairing == "right":
+        adjoints = [*adjoints, terminal]
+    elif pairing == "left":
+        adjoints = [adjoints[0], *adjoints]
+    return torch.stack(adjoints)

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
@@ -174,19 +173,22 @@ def test_a_loss_that_is_not_a_number_stops_with_its_name_and_step_and_spoils_not
         made.learn(replace(batch(), reward=torch.full((16,), torch.inf)))
 
 
-def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adjoint", ["denoiser", "gaussian"])
+def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, adjoint: qam.Adjoint) -> None:
+    config = replace(CONFIG, extraction=replace(CONFIG.extraction, adjoint=adjoint))
+
     def run(made: Trainer, steps: range) -> list[float]:
         return [
             made.learn(batch(int(torch.randint(9, (1,), generator=made.sampling))))["policy_loss"]
             for _ in steps
         ]
 
-    straight = trainer()
+    straight = trainer(config)
     straight.clone(batch())
     run(straight, range(3))
     straight.save(tmp_path)
     first = run(straight, range(3))
-    resumed = trainer(seed=7)
+    resumed = trainer(config, seed=7)
     resumed.load(tmp_path)
     assert run(resumed, range(3)) == first
     for (name, module), (_, other) in zip(straight._modules(), resumed._modules(), strict=True):
@@ -255,27 +257,28 @@ def test_the_policy_step_may_use_fewer_rows_than_the_batch() -> None:
 def test_the_paper_preset_changes_what_it_says() -> None:
     paper = CONFIG.paper()
     assert paper.gamma == pytest.approx(0.9999**3)  # 10 Hz
-    assert (paper.divl.quantile, paper.extraction.paths, paper.extraction.temperature) == (
+    assert (paper.divl.quantile, paper.extraction.rollout, paper.extraction.temperature) == (
         "hard",
         "reference",
         "fixed",
     )
-    assert paper.extraction.adjoint == "steps"
+    assert (paper.extraction.adjoint, paper.extraction.pairing) == ("vjp", "official")
     assert trainer(paper).learn(batch())["lambda"] == 2.0
 
 
-@pytest.mark.parametrize("adjoint", ["denoiser", "steps"])
+@pytest.mark.parametrize("adjoint", ["denoiser", "vjp", "scalar", "gaussian"])
 def test_the_policy_step_carries_the_adjoint_as_configured(
-    adjoint: Literal["denoiser", "steps"], monkeypatch: pytest.MonkeyPatch
+    adjoint: qam.Adjoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    for name in ("denoiser_adjoint", "lean_adjoint"):
+    ways = {"vjp": "lean_adjoint"} | {name: f"{name}_adjoint" for name in ("denoiser", "scalar", "gaussian")}
+    for name in ways.values():
         whole = getattr(qam, name)
         monkeypatch.setattr(
             qam, name, lambda *given, name=name, whole=whole: (used.append(name), whole(*given))[1]
         )
     trainer(replace(CONFIG, extraction=replace(CONFIG.extraction, adjoint=adjoint))).learn(batch())
-    assert used == [{"denoiser": "denoiser_adjoint", "steps": "lean_adjoint"}[adjoint]]
+    assert used == [ways[adjoint]]
 
 
 def test_cloning_leaves_the_precision_of_others_alone() -> None:

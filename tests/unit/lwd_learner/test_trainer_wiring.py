@@ -12,10 +12,15 @@ from torch import Tensor, nn
 from lwd_learner.batch import Batch
 from lwd_learner.critic import CriticConfig, CriticEnsemble
 from lwd_learner.divl import DivlConfig
+from lwd_learner.qam import QamConfig
 from lwd_learner.trainer import Trainer, TrainerConfig
 
 C, H, A, ROWS = 3, 4, 2, 8
-CONFIG = TrainerConfig(critic=CriticConfig(width=8, embedding=4), divl=replace(DivlConfig(), ema_rate=0.0))
+CONFIG = TrainerConfig(
+    critic=CriticConfig(width=8, embedding=4),
+    divl=replace(DivlConfig(), ema_rate=0.0),
+    extraction=QamConfig(box_penalty=0.0),  # an untrained reference leaves the box
+)
 
 
 class LinearExpert(nn.Module):
