@@ -112,6 +112,7 @@ class Replay:
         self._task_of: NDArray[np.int64] = np.zeros(0, np.int64)
         self._online_of: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self._indices: dict[Selection, _Index] = {}
+        self._seen: int | None = None
         self._reload()
 
     def close(self) -> None:
@@ -137,6 +138,18 @@ class Replay:
     def spans(self) -> list[tuple[str, int, int]]:
         """(episode id, first row, rows) of the episodes that count, in the order of time inside each."""
         return [(entry.episode_id, entry.first_row, entry.rows) for entry in self._entries]
+
+    @property
+    def stored(self) -> int:
+        """Episodes of the ledger, those that later ones replaced included: it only grows."""
+        (total,) = self._ledger.execute("SELECT coalesce(max(number) + 1, 0) FROM episodes").fetchone()
+        return int(total)
+
+    def see(self, stored: int | None) -> None:
+        """Count only the ledger's first `stored` episodes, as when there were no more; None: all."""
+        if stored != self._seen:
+            self._seen = stored
+            self._reload()
 
     def count(self, selection: Selection = EVERYTHING) -> int:
         """Transitions in a selection."""
@@ -199,12 +212,13 @@ class Replay:
         gamma: float,
         n_step: int | Mapping[str, int] = 1,
         selection: Selection = EVERYTHING,
+        online_share: Mapping[str, float] | None = None,
     ) -> Batch:
         """Draw `size` transitions with replacement. algorithm.md 4.17.
 
-        Uniform over tasks; inside a task offline and online with equal chance where both have rows. gamma: per
-        executed step. n_step: chunks of the window of offline rows (by task name if a mapping, else 1); online
-        windows are one chunk. Raises ReplayEmpty.
+        Uniform over tasks; inside a task, where both have rows, online with the chance `online_share` (by task name,
+        else .5) and offline otherwise. gamma: per executed step. n_step: chunks of the window of offline rows (by
+        task name if a mapping, else 1); online windows are one chunk. Raises ReplayEmpty.
         """
         index = self._index(selection)
         if len(index.rows) == 0:
@@ -214,7 +228,7 @@ class Replay:
         # Always three draws per row, so that the random stream does not depend on what the replay holds.
         draw = torch.rand(3, size, generator=generator, dtype=torch.float64).numpy()
         task = index.tasks[_floor(draw[0], np.full(size, len(index.tasks)))]
-        online = draw[1] < 0.5
+        online = draw[1] < np.array([(online_share or {}).get(name, 0.5) for name in self.tasks])[task]
         online = np.where(
             index.count[2 * task] == 0, True, np.where(index.count[2 * task + 1] == 0, False, online)
         )
@@ -294,15 +308,16 @@ class Replay:
         return torch.from_numpy(features.reshape(len(points), -1))
 
     def _reload(self) -> None:
-        """Read the ledger into the tables that sampling needs."""
+        """Read the ledger into the tables that sampling needs. Of an episode, the newest seen version counts."""
+        total = self.stored
         self._entries = [
             _Entry(*row)
             for row in self._ledger.execute(
-                "SELECT number, episode_id, task, source, outcome, first_row, rows FROM episodes"
-                " WHERE active ORDER BY number"
+                "SELECT number, episode_id, task, source, outcome, first_row, rows FROM episodes WHERE number IN"
+                " (SELECT max(number) FROM episodes WHERE number < ? GROUP BY episode_id) ORDER BY number",
+                (total if self._seen is None else self._seen,),
             )
         ]
-        (total,) = self._ledger.execute("SELECT coalesce(max(number) + 1, 0) FROM episodes").fetchone()
         self.tasks = sorted({entry.task for entry in self._entries})
         place = {name: i for i, name in enumerate(self.tasks)}
         self._outcome_of, self._task_of = np.zeros(total, np.int64), np.zeros(total, np.int64)

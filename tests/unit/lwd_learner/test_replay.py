@@ -141,6 +141,39 @@ def test_tasks_are_uniform_and_sources_one_to_one(opened: Callable[..., Replay])
     assert from_online[tasks == 2].all()
 
 
+def test_the_share_of_online_rows_may_be_set_by_task(opened: Callable[..., Replay]) -> None:
+    names = [("a", "x", "offline"), ("b", "x", "online"), ("c", "y", "offline"), ("d", "y", "online")]
+    replay = opened(*(episode(name, task, source) for name, task, source in names))
+    shares = {"x": 0.8, "y": 0.2}
+    batch = replay.sample(100_000, torch.Generator().manual_seed(0), GAMMA, online_share=shares)
+    for task, name in enumerate(replay.tasks):
+        assert batch.online[batch.task == task].float().mean().item() == pytest.approx(shares[name], abs=0.01)
+
+
+def test_it_can_be_seen_as_it_was_earlier(opened: Callable[..., Replay]) -> None:
+    """Also where a later label took the place of an episode, and where one brought another task."""
+
+    def draw(replay: Replay) -> list[torch.Tensor]:
+        batch = replay.sample(64, torch.Generator().manual_seed(0), GAMMA, n_step=3)
+        return [batch.context, batch.reward, batch.online, batch.task, batch.row]
+
+    later = [episode("a", outcome=SUCCESS), episode("d", "b", source="online")]
+    with opened(episode("a", outcome=FAILURE), episode("b", "x", source="online")) as replay:
+        stored, before = replay.stored, draw(replay)
+        for one in later:
+            replay.append(one)
+        after = draw(replay)
+        assert replay.stored == stored + 2 and not torch.equal(before[-1], after[-1])
+    with opened() as replay:
+        replay.see(stored)
+        assert replay.episode_ids == {"a", "b"} and len(replay) == 10
+        assert all(torch.equal(one, other) for one, other in zip(draw(replay), before, strict=True))
+        assert not replay.append(later[0]), "what is there is there, seen or not"
+        replay.see(None)
+        assert replay.episode_ids == {"a", "b", "d"}
+        assert all(torch.equal(one, other) for one, other in zip(draw(replay), after, strict=True))
+
+
 def test_drawing_is_a_function_of_the_generator(opened: Callable[..., Replay]) -> None:
     replay = opened(episode("a"), episode("b", "y", "online"))
     first, second = (replay.sample(64, torch.Generator().manual_seed(5), GAMMA).row for _ in range(2))
@@ -274,11 +307,15 @@ def test_an_episode_that_does_not_fit_is_refused_and_changes_nothing(
     assert len(replay) == 5
 
 
-def test_tasks_that_a_selection_has_nothing_of_may_be_drawn_from_another(opened: Callable[..., Replay]) -> None:
+def test_tasks_that_a_selection_has_nothing_of_may_be_drawn_from_another(
+    opened: Callable[..., Replay],
+) -> None:
     demonstrated = Selection(authors=frozenset({HUMAN}))
     deployed = Selection(authors=frozenset({POLICY}), otherwise=demonstrated)
     stowed = episode("s", "stow", author=[HUMAN] * 5)
-    replay = opened(episode("h", author=[HUMAN] * 5), episode("p"), stowed, episode("f", "fold", outcome=FAILURE))
+    replay = opened(
+        episode("h", author=[HUMAN] * 5), episode("p"), stowed, episode("f", "fold", outcome=FAILURE)
+    )
     drawn = replay.sample(600, torch.Generator().manual_seed(0), GAMMA, selection=deployed)
     assert set(drawn.row.tolist()) == {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19}
     assert replay.count(deployed) == 15 and replay.count(replace(deployed, otherwise=None)) == 10
