@@ -183,6 +183,12 @@ def quantile_value(probabilities: Tensor, tau: Tensor, config: DivlConfig) -> Te
     return torch.where(total > 0, mean, atoms[index])
 
 
+def mean_value(logits: Tensor, config: DivlConfig) -> Tensor:
+    """[B, C] -> [B] mean of V; no gradient. What is expected of the actions that the replay holds at a state."""
+    probabilities = torch.softmax(logits.detach(), dim=-1)
+    return probabilities @ config.support.atoms(probabilities.device, probabilities.dtype)
+
+
 class Bootstrap(NamedTuple):
     """What V says about a state, and why. All [B], without gradient."""
 

@@ -85,3 +85,9 @@ class ValueLearner:
         """[E, B] heads of the slow critic: context [B, C], chunk [B, H, A], mask [B, H] of executed steps."""
         heads: Tensor = self.target_critic(context, chunk, mask)
         return heads
+
+    @torch.no_grad()
+    def baseline(self, context: Tensor) -> Tensor:
+        """[B] V(s) that advantages are measured from: the mean of the law of Q over replayed actions. Not the quantile
+        of the targets: that one jumps from mode to mode, and the sign of an advantage would with it."""
+        return divl.mean_value(self.value(context), self.config)

@@ -37,10 +37,12 @@ class Cloning:
 
     def update(self, batch: Batch) -> Metrics:
         """One cloning step. Its sampling noise is far above what faster products lose."""
+        weight = self.weights(batch)
         with fast_products():
-            loss = self.actor.cloning_loss(batch, self.weights(batch))
+            loss = self.actor.cloning_loss(batch, weight)
             norm = self.actor.descent.step(loss)
-        return {"clone_loss": loss, "clone_gradient": norm}
+        metrics: Metrics = {"clone_loss": loss, "clone_gradient": norm}
+        return metrics if weight is None else metrics | weight_metrics(weight)
 
     def act(self, context: Tensor, noise: Tensor) -> Tensor:
         """Euler steps of the cloned flow."""
@@ -55,3 +57,9 @@ class Cloning:
 
     def restore(self, numbers: Mapping[str, float]) -> None:
         """There are none."""
+
+
+def weight_metrics(weight: Tensor) -> Metrics:
+    """[B] weights. effective_rows: share of the batch that would say as much if all its rows counted the same."""
+    effective = weight.sum().square() / weight.square().sum() / len(weight)
+    return {"weight": weight.mean(), "weight_max": weight.max(), "effective_rows": effective}
