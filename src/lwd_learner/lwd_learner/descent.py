@@ -9,6 +9,8 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from lwd_learner.ranks import ALONE, Ranks
+
 MakeOptimiser = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -17,11 +19,18 @@ class NonFiniteLoss(Exception):
 
 
 class Descent:
-    """Owns the optimiser of `module`. `name` stands in errors and in saved states."""
+    """Owns the optimiser of `module`. `name` stands in errors and in saved states.
 
-    def __init__(self, name: str, module: nn.Module, make: MakeOptimiser, norm_max: float) -> None:
-        """norm_max: the gradient is scaled down to this norm."""
+    `network` is what a loss must be computed with: several ranks then share its gradient. Alone it is `module`.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, make: MakeOptimiser, norm_max: float, ranks: Ranks = ALONE
+    ) -> None:
+        """norm_max: the gradient is scaled down to this norm. ranks: have placed the module (`Ranks.place`)."""
         self.name, self.module, self.norm_max = name, module, norm_max
+        self.network = ranks.engine(module)
+        self._ranks = ranks
         self._make = make
         self.optimiser = make(module.parameters())
 
@@ -35,13 +44,18 @@ class Descent:
             group["lr"] = rate
 
     def step(self, loss: Tensor) -> float:
-        """One step down a scalar loss; returns the gradient's norm before it was clipped. Raises NonFiniteLoss."""
-        if not isfinite(float(loss.detach())):
-            raise NonFiniteLoss(f"the {self.name} loss is {float(loss.detach())}")
+        """One step down a scalar loss, the mean over ranks; returns the gradient's norm before it was clipped.
+
+        Raises NonFiniteLoss, on all ranks at once: one that went on alone would wait for the others for ever.
+        """
+        value = float(self._ranks.mean(loss))
+        if not isfinite(value):
+            raise NonFiniteLoss(f"the {self.name} loss is {value}")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.norm_max))
-        if not isfinite(norm):
-            raise NonFiniteLoss(f"the {self.name} gradient has norm {norm}")
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.norm_max)
+        length = float(self._ranks.whole(norm))
+        if not isfinite(length):
+            raise NonFiniteLoss(f"the {self.name} gradient has norm {length}")
         self.optimiser.step()
-        return norm
+        return length

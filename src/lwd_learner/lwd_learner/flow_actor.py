@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lwd_learner import qam
 from lwd_learner.batch import Batch
 from lwd_learner.descent import Descent, MakeOptimiser
+from lwd_learner.ranks import ALONE, Ranks
 from lwd_policy.flow_policy import FLOW_STEPS
 
 
@@ -24,7 +24,8 @@ class ReferenceMissing(Exception):
 class FlowActor:
     """Trains `expert(context [B, C], noisy [B, H, A], flow_time [B]) -> velocity [B, H, A]` in place.
 
-    `noise` is the one source of randomness of everything that trains a policy.
+    `noise` is the one source of randomness of everything that trains a policy: all ranks draw from it for the whole
+    global batch, and keep what belongs to their rows.
     """
 
     def __init__(
@@ -36,13 +37,15 @@ class FlowActor:
         norm_max: float,
         device: torch.device,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.expert = expert.to(device)
+        self.ranks = ranks
         self.reference: nn.Module | None = None
         self.chunk = (horizon, action_dim)
         self.device = device
         self.noise = torch.Generator(device).manual_seed(seed)  # of paths and flow times
-        self.descent = Descent("policy", self.expert, make_optimiser, norm_max)
+        self.descent = Descent("policy", ranks.place(expert.to(device)), make_optimiser, norm_max, ranks)
+        self.expert = self.descent.network
 
     @property
     def frozen(self) -> nn.Module:
@@ -53,20 +56,32 @@ class FlowActor:
 
     def freeze_reference(self) -> None:
         """Make the present policy the reference, and forget how it was reached."""
-        self.reference = copy.deepcopy(self.expert).requires_grad_(False).eval()
+        self.reference = self.copy_expert()
         self.descent.restart()
+
+    def copy_expert(self) -> nn.Module:
+        """The present policy, frozen."""
+        return self.ranks.copy(self.descent.module).requires_grad_(False).eval()
 
     def reference_digest(self) -> str:
         """sha256 of the reference's weights. Raises ReferenceMissing."""
         hasher = hashlib.sha256()
         for name, tensor in sorted(self.frozen.state_dict().items()):
             hasher.update(name.encode())
-            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            hasher.update(self.ranks.whole(tensor.detach()).cpu().contiguous().numpy().tobytes())
         return hasher.hexdigest()
 
-    def normal(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        """Standard normal numbers, the next ones of the actor's stream."""
-        return torch.randn(shape, generator=self.noise, device=self.device)
+    def normal(self, shape: tuple[int, ...] | torch.Size, axis: int = 0) -> Tensor:
+        """Standard normal numbers, the next ones of the actor's stream. axis: that of the batch's rows."""
+        return self._draw(torch.randn, shape, axis)
+
+    def uniform(self, shape: tuple[int, ...] | torch.Size, axis: int = 0) -> Tensor:
+        """Uniform numbers in [0, 1), the next ones of the same stream."""
+        return self._draw(torch.rand, shape, axis)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], axis: int) -> Tensor:
+        every = (*shape[:axis], shape[axis] * self.ranks.size, *shape[axis + 1 :])
+        return self.ranks.mine(draw(every, generator=self.noise, device=self.device), axis)
 
     def velocity(self, expert: nn.Module, context: Tensor) -> qam.Velocity:
         """An expert with its context bound, over flat chunks: (x [B, D], flow_time [B]) -> [B, D]."""
@@ -84,14 +99,17 @@ class FlowActor:
         weights would turn them into a learning rate, or into noise of the clipped gradient.
         """
         noise = self.normal(batch.action.shape)
-        flow_time = torch.rand(len(batch), generator=self.noise, device=self.device)
+        flow_time = self.uniform((len(batch),))
         counts = batch.valid.unsqueeze(-1)
         if weight is not None:
-            share = weight / weight.mean().clamp_min(torch.finfo(weight.dtype).tiny)
+            share = weight / self.ranks.mean(weight.mean()).clamp_min(torch.finfo(weight.dtype).tiny)
             counts = counts * share.reshape(-1, 1, 1)
-        return qam.flow_matching_loss(
+        loss = qam.flow_matching_loss(
             lambda x, t: self.expert(batch.context, x, t), batch.action, noise, flow_time, counts
         )
+        # A mean over what counts here; the mean over ranks of this product is the mean over what counts anywhere.
+        count = counts.expand_as(batch.action).sum().to(loss.dtype)
+        return loss * (count.clamp_min(1.0) * self.ranks.size / self.ranks.total(count).clamp_min(1.0))
 
     @torch.no_grad()
     def sample(self, expert: nn.Module, context: Tensor, noise: Tensor, steps: int = FLOW_STEPS) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 ActionValue = Callable[[Tensor], Tensor]
+Total = Callable[[Tensor], Tensor]  # a sum over these rows -> the same sum over all rows of the step
 Rollout = Literal["on_policy", "reference"]
 Adjoint = Literal["denoiser", "vjp", "scalar", "gaussian"]
 Pairing = Literal["left", "official", "right"]
@@ -176,25 +177,38 @@ def terminal_adjoint(
 
 
 def box_adjoint(
-    endpoint: Tensor, temperature: float | Tensor, config: QamConfig, mask: Tensor | None = None
+    endpoint: Tensor,
+    temperature: float | Tensor,
+    config: QamConfig,
+    mask: Tensor | None = None,
+    saturated: Tensor | None = None,
 ) -> Tensor:
     """What the terminal adjoint gains when more of the batch than `saturated_share_max` is outside the box. 4.11.
 
     The tilt becomes pi_b exp((Q - penalty) / lambda) with penalty = box_penalty / 2 * sum relu(|x_K| - clip)^2: outside,
-    where the clipped critic has no gradient, it is the only pull back. endpoint, mask: [B, D]. Returns [B, D], 0
-    inside the box and off the mask.
+    where the clipped critic has no gradient, it is the only pull back. endpoint, mask: [B, D]; saturated: share
+    that decides, if not that of these rows. Returns [B, D], 0 inside the box and off the mask.
     """
     excess = endpoint.detach() - endpoint.detach().clamp(-config.clip, config.clip)
     if mask is not None:
         excess = excess * mask
-    crowded = saturated_share(endpoint, config.clip, mask) > config.saturated_share_max
-    return torch.where(crowded, config.box_penalty / temperature * excess, torch.zeros_like(excess))
+    share = saturated_share(endpoint, config.clip, mask) if saturated is None else saturated
+    return torch.where(
+        share > config.saturated_share_max,
+        config.box_penalty / temperature * excess,
+        torch.zeros_like(excess),
+    )
 
 
-def saturated_share(endpoint: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
-    """Share of the coordinates (of `mask`, if given) that the box will cut. endpoint, mask: [B, D]; a scalar."""
+def saturated_share(
+    endpoint: Tensor, clip: float, mask: Tensor | None = None, total: Total = torch.detach
+) -> Tensor:
+    """Share of the coordinates (of `mask`, if given) that the box will cut. endpoint, mask: [B, D]; a scalar.
+    total: sums over other batches as well, where several are one."""
     outside = (endpoint.detach().abs() > clip).float()
-    return outside.mean() if mask is None else (outside * mask).sum() / mask.sum().clamp_min(1)
+    counted = torch.ones_like(outside) if mask is None else mask.float()
+    cut, of = total(torch.stack([(outside * counted).sum(), counted.sum()]))
+    return cut / of.clamp_min(1)
 
 
 # Four ways to carry the terminal adjoint back. Each returns [K, B, D], what the steps of the loss are paired with:
@@ -349,23 +363,26 @@ def policy_loss(
     config: QamConfig,
     mask: Tensor | None = None,
     variance: Tensor | None = None,
+    total: Total = torch.detach,
 ) -> QamStep:
     """The whole objective of one policy step: paths, terminal adjoint, its way back, loss. algorithm.md 2.6, 2.7.
 
     policy, reference: velocities bound to the contexts of B rows; action_value: [B, D] -> [E, B] or [B] of the same
     rows; noise: [K, B, D] standard normal with K = config.steps; temperature: lambda in value units; mask: [B, D] bool,
-    the executed coordinates; variance: [D] of the reference's actions, for the "gaussian" adjoint only.
+    the executed coordinates; variance: [D] of the reference's actions, for the "gaussian" adjoint only;
+    total: see `saturated_share`. Everything else of a row depends on that row alone.
     """
     path = rollout(policy, reference, noise, config.rollout)
     endpoint = path.states[-1]
     terminal = terminal_adjoint(
         action_value, endpoint, temperature, config.clip, mask, config.adjoint_norm_max
     )
+    saturated = saturated_share(endpoint, config.clip, mask, total)
     if config.box_penalty > 0:
-        terminal = terminal + box_adjoint(endpoint, temperature, config, mask)
+        terminal = terminal + box_adjoint(endpoint, temperature, config, mask, saturated)
     adjoints = carry_adjoint(reference, path.states, terminal, config, variance)
     loss = qam_loss(path, adjoints, config.pairing)
-    return QamStep(loss, path, adjoints, terminal, endpoint, saturated_share(endpoint, config.clip, mask))
+    return QamStep(loss, path, adjoints, terminal, endpoint, saturated)
 
 
 # --- temperature ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from lwd_learner.critic import CriticConfig
 from lwd_learner.descent import Descent, NonFiniteLoss
 from lwd_learner.extraction import ExtractionConfig, make_extraction
 from lwd_learner.flow_actor import FlowActor, fast_products
+from lwd_learner.ranks import ALONE, Ranks
 from lwd_learner.training_state import ResumeRefused, load_state, save_state, saved_states
 from lwd_learner.value_learner import Metrics, ValueLearner
 
@@ -76,17 +76,29 @@ class Trainer:
         config: TrainerConfig | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
+        """Networks and random numbers are of torch's default precision, and batches must be. ranks: see `Ranks`; each
+        makes the same calls with its rows of a batch, `ranks.share(config.batch)` of them."""
         self.config = config = config or TrainerConfig()
+        self.ranks = ranks
         self.device = torch.device(device)
         of_policy = partial(
             torch.optim.AdamW, lr=config.policy_rate, weight_decay=config.policy_decay, fused=True
         )
         of_values = partial(torch.optim.Adam, lr=config.critic_rate, fused=True)
         size = (horizon, action_dim)
-        self.actor = FlowActor(expert, *size, of_policy, config.grad_norm_max, self.device, seed)
+        self.actor = FlowActor(expert, *size, of_policy, config.grad_norm_max, self.device, seed, ranks)
         self.values = ValueLearner(
-            context_dim, *size, config.divl, config.critic, of_values, config.grad_norm_max, self.device, seed
+            context_dim,
+            *size,
+            config.divl,
+            config.critic,
+            of_values,
+            config.grad_norm_max,
+            self.device,
+            seed,
+            ranks,
         )
         self.extraction = make_extraction(config.extraction, self.actor, self.values)
         self.sampling = torch.Generator().manual_seed(seed + 1)  # to be passed to Replay.sample
@@ -122,11 +134,13 @@ class Trainer:
         raises it along its ramp. Raises NonFiniteLoss, ReferenceMissing.
         """
         batch = batch.to(self.device)
-        self.online_steps += int(raise_tau and bool(batch.online.any()))
+        self.online_steps += int(raise_tau and self.ranks.any(bool(batch.online.any())))
         with self._watch():
             metrics: Metrics = self.values.update(batch, self.config.divl.tau_base(self.online_steps))
             if update_policy:
-                metrics |= self.extraction.update(batch.first(self.config.policy_rows))
+                rows = self.config.policy_rows
+                first = None if rows is None else self.ranks.share(rows)
+                metrics |= self.extraction.update(batch.first(first))
         metrics["policy_updated"] = float(update_policy)
         self.steps += 1
         return self._record(metrics)
@@ -144,13 +158,14 @@ class Trainer:
         """Q of what the policy and its reference would do from the same noise. Does not disturb training."""
         batch = batch.to(self.device)
         generator = torch.Generator(self.device).manual_seed(self.steps)
-        noise = torch.randn(batch.action.shape, generator=generator, device=self.device)
+        every = (len(batch) * self.ranks.size, *batch.action.shape[1:])
+        noise = self.ranks.mine(torch.randn(every, generator=generator, device=self.device))
         chunks = (
             self.extraction.act(batch.context, noise),
             self.actor.sample(self.actor.frozen, batch.context, noise),
         )
         policy, reference = (
-            float(self.values.q(batch.context, chunk, batch.mask).mean()) for chunk in chunks
+            float(self.ranks.mean(self.values.q(batch.context, chunk, batch.mask).mean())) for chunk in chunks
         )
         return {"q_policy": policy, "q_reference": reference, "q_gain": policy - reference}
 
@@ -164,14 +179,17 @@ class Trainer:
     # --- saving --------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> Path:
-        """Write a state from which `load` continues bit for bit. Returns its directory below `folder`."""
+        """Write a state from which `load` continues bit for bit, on any number of ranks. Returns its directory below
+        `folder`, which all ranks see and the first one writes. Raises RanksDiverged."""
+        whole = self.ranks.whole
         tensors = {"rng.noise": self.actor.noise.get_state(), "rng.sampling": self.sampling.get_state()}
         for name, module in self._modules():
-            tensors |= {f"{name}/{key}": tensor for key, tensor in module.state_dict().items()}
+            tensors |= {f"{name}/{key}": whole(tensor) for key, tensor in module.state_dict().items()}
+        self.ranks.require_equal(tensors)
         for descent in self._descents():
             for index, state in descent.optimiser.state_dict()["state"].items():
                 tensors |= {
-                    f"optimiser.{descent.name}/{index}/{key}": tensor for key, tensor in state.items()
+                    f"optimiser.{descent.name}/{index}/{key}": whole(tensor) for key, tensor in state.items()
                 }
         record = {
             "config": self.config.to_record(),
@@ -182,17 +200,21 @@ class Trainer:
             "sums": self._sums,
             "counts": self._counts,
         }
-        return save_state(folder, self.steps, tensors, record)
+        if self.ranks.first:
+            save_state(folder, self.steps, tensors, record)
+        self.ranks.wait()
+        return saved_states(folder)[-1]
 
     def load(self, folder: Path) -> None:
         """Continue from the newest state below `folder`. Raises ResumeRefused; then nothing was changed."""
+        part = self.ranks.part
         states = saved_states(folder)
         if not states:
             raise ResumeRefused(f"{folder}: no training state")
         tensors, record = load_state(states[-1])
         _compare(self.config.to_record(), record["config"], states[-1])
         before = self.actor.reference
-        self.actor.reference = copy.deepcopy(self.actor.expert) if record["has_reference"] else None
+        self.actor.reference = self.actor.copy_expert() if record["has_reference"] else None
         modules = dict(self._modules())
         groups: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
         for key, tensor in tensors.items():
@@ -206,7 +228,8 @@ class Trainer:
             self.actor.reference = before
             raise ResumeRefused(f"{states[-1]}: {'; '.join(problems[:3])}")
         for name, module in modules.items():
-            module.load_state_dict(groups[name])
+            parts = {key: part(groups[name][key], like) for key, like in module.state_dict().items()}
+            module.load_state_dict(parts)
         if self.actor.reference is not None:
             self.actor.reference.requires_grad_(False).eval()
         for descent in self._descents():
@@ -218,26 +241,29 @@ class Trainer:
         self._sums = defaultdict(float, record["sums"])
         self._counts = defaultdict(int, record["counts"])
 
-    @staticmethod
-    def _load_optimiser(descent: Descent, tensors: dict[str, Tensor]) -> None:
+    def _load_optimiser(self, descent: Descent, tensors: dict[str, Tensor]) -> None:
         descent.restart()
+        parameters = list(descent.module.parameters())
         state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             group, *place = key.split("/")
             if group == f"optimiser.{descent.name}":
-                state[int(place[0])][place[1]] = tensor
+                like = parameters[int(place[0])]
+                # A moment lies as its parameter does; a count of steps is everybody's.
+                state[int(place[0])][place[1]] = self.ranks.part(tensor, like) if tensor.dim() else tensor
         descent.optimiser.load_state_dict({**descent.optimiser.state_dict(), "state": dict(state)})
 
     # --- parts ---------------------------------------------------------------------------------------------
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
-        yield "expert", self.actor.expert
+        yield "expert", self.actor.descent.module
         if self.actor.reference is not None:
             yield "reference", self.actor.reference
-        yield "value", self.values.value
-        yield "critic", self.values.critic
+        yield "value", self.values.value_descent.module
+        yield "critic", self.values.critic_descent.module
         yield "target_critic", self.values.target_critic
-        yield from self.extraction.modules.items()
+        for name, module in self.extraction.modules.items():
+            yield name, self.ranks.bare(module)
 
     def _descents(self) -> Iterator[Descent]:
         yield self.actor.descent
@@ -258,6 +284,7 @@ class Trainer:
             name: float(value.detach() if isinstance(value, Tensor) else value)
             for name, value in metrics.items()
         }
+        numbers = self.ranks.means(numbers)
         for name, value in numbers.items():
             self._sums[name] += value
             self._counts[name] += 1

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -12,12 +10,13 @@ from lwd_learner import divl
 from lwd_learner.batch import Batch
 from lwd_learner.critic import CriticConfig, CriticEnsemble, ValueNetwork
 from lwd_learner.descent import Descent, MakeOptimiser
+from lwd_learner.ranks import ALONE, Ranks
 
 Metrics = dict[str, float | Tensor]
 
 
 class ValueLearner:
-    """DIVL: value, then the target read off the updated value, then critic, then the slow copy. algorithm.md 3.
+    """DIVL (or IQL, `DivlConfig.value`): value, then the target read off the updated value, then critic, then the slow copy. algorithm.md 3.
 
     It never asks the policy anything: every target is a property of the data.
     """
@@ -33,15 +32,17 @@ class ValueLearner:
         norm_max: float,
         device: torch.device,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.value = ValueNetwork(context_dim, config.support.size, critic).to(device)
-            self.critic = CriticEnsemble(context_dim, horizon, action_dim, critic).to(device)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.value_descent = Descent("value", self.value, make_optimiser, norm_max)
-        self.critic_descent = Descent("critic", self.critic, make_optimiser, norm_max)
+            value = ValueNetwork(context_dim, config.outputs, critic).to(device)
+            heads = CriticEnsemble(context_dim, horizon, action_dim, critic).to(device)
+        self.value_descent = Descent("value", ranks.place(value), make_optimiser, norm_max, ranks)
+        self.critic_descent = Descent("critic", ranks.place(heads), make_optimiser, norm_max, ranks)
+        self.value, self.critic = self.value_descent.network, self.critic_descent.network
+        self.target_critic = ranks.copy(heads).requires_grad_(False)
 
     def update(self, batch: Batch, tau_base: float) -> Metrics:
         """One step of value and critic. Raises NonFiniteLoss."""
@@ -51,11 +52,11 @@ class ValueLearner:
         return metrics
 
     def _update_value(self, batch: Batch) -> Metrics:
-        support = self.config.support
         with torch.no_grad():
             label = divl.value_label(self.target_critic(batch.context, batch.action, batch.mask))
-        loss = divl.value_loss(self.value(batch.context), label, support)
+        loss = divl.fit_loss(self.value(batch.context), label, self.config)
         norm = self.value_descent.step(loss)
+        support = self.config.support
         clipped = ((label < support.low) | (label > support.high)).float().mean()
         return {
             "value_loss": loss,
@@ -88,6 +89,6 @@ class ValueLearner:
 
     @torch.no_grad()
     def baseline(self, context: Tensor) -> Tensor:
-        """[B] V(s) that advantages are measured from: the mean of the law of Q over replayed actions. Not the quantile
-        of the targets: that one jumps from mode to mode, and the sign of an advantage would with it."""
+        """[B] V(s) that advantages are measured from: the mean of the law of Q over replayed actions, or the expectile.
+        Not the quantile of the targets: it jumps from mode to mode, and the sign of an advantage would with it."""
         return divl.mean_value(self.value(context), self.config)

@@ -30,7 +30,7 @@ class AdjointMatching:
         """One adjoint-matching step, and one of the temperature."""
         actor, config = self._actor, self._config
         context, mask = batch.context, batch.mask
-        noise = actor.normal((config.steps, len(batch), actor.chunk[0] * actor.chunk[1]))
+        noise = actor.normal((config.steps, len(batch), actor.chunk[0] * actor.chunk[1]), axis=1)
         temperature = qam.effective_lambda(self.dual, config)
         step = qam.policy_loss(
             actor.velocity(actor.expert, context),
@@ -41,9 +41,10 @@ class AdjointMatching:
             config,
             mask.unsqueeze(-1).expand(-1, *actor.chunk).flatten(1),
             self._reference_variance(context),
+            actor.ranks.total,
         )
         norm = actor.descent.step(step.loss)
-        kl = (qam.path_kl(step.path) / mask.sum(dim=1)).mean()
+        kl = actor.ranks.mean((qam.path_kl(step.path) / mask.sum(dim=1)).mean())
         self.dual = qam.update_dual(self.dual, float(kl), config)
         return {
             "policy_loss": step.loss / step.path.velocities[:, 0].numel(),
@@ -58,10 +59,10 @@ class AdjointMatching:
         """[H A] what the gaussian adjoint needs to know of the reference, from two samples in some of the contexts."""
         if self._spread is None:
             return None
-        context = context[: self._config.spread_rows]
-        noise = self._actor.normal((2, len(context), self._actor.chunk[0] * self._actor.chunk[1]))
+        context = context[: self._actor.ranks.share(self._config.spread_rows)]
+        noise = self._actor.normal((2, len(context), self._actor.chunk[0] * self._actor.chunk[1]), axis=1)
         velocity = self._actor.velocity(self._actor.frozen, context)
-        sample = qam.reference_variance(velocity, noise, self._config.steps)
+        sample = self._actor.ranks.mean(qam.reference_variance(velocity, noise, self._config.steps))
         return self._spread.add(sample, self._config.spread_ema)
 
     def act(self, context: Tensor, noise: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on many processes and hosts with PyTorch's own engines: `torchrun`, DistributedDataParallel and FSDP2."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
+
+Strategy = Literal["ddp", "fsdp"]
+_TIMEOUT = timedelta(minutes=10)  # of one collective; the first rank may be ingesting meanwhile
+
+
+def launched() -> bool:
+    """Whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
+    """The ranks that `torchrun` started; alone without it. device: cpu, or cuda for the GPU with the local rank's number."""
+    if not launched():
+        yield ALONE
+        return
+    place = torch.device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield ShardedGroup(place) if strategy == "fsdp" else Group(place)
+    finally:
+        dist.destroy_process_group()
+
+
+class Group(Ranks):
+    """All processes of the default process group; every one holds all parameters (DistributedDataParallel)."""
+
+    def __init__(self, device: torch.device) -> None:
+        """device: of the tensors that are sent."""
+        self.index, self.size = dist.get_rank(), dist.get_world_size()
+        self.device = device
+
+    def sampling(self, generator: torch.Generator) -> torch.Generator:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return torch.Generator().manual_seed(seed + self.index)
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.total(value) / self.size
+
+    def total(self, value: Tensor) -> Tensor:
+        everywhere = value.detach().clone()
+        dist.all_reduce(everywhere)
+        return everywhere
+
+    def means(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        means = self.mean(self._numbers(list(numbers.values())))
+        return dict(zip(numbers, means.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.total(self._numbers([float(flag)])) > 0)
+
+    def newest(self, number: int) -> int:
+        sent = torch.tensor(number, device=self.device)
+        dist.broadcast(sent, src=0)
+        return int(sent)
+
+    def require_equal(self, tensors: Mapping[str, Tensor]) -> None:
+        sums = torch.stack([tensor.detach().double().sum().to(self.device) for tensor in tensors.values()])
+        low, high = sums.clone(), sums.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        different = [name for name, a, b in zip(tensors, low, high, strict=True) if a != b]
+        if different:
+            raise RanksDiverged(
+                f"{self.size} ranks hold different values of {', '.join(different[:3])}; nothing was saved"
+            )
+
+    def wait(self) -> None:
+        dist.barrier()
+
+    def place(self, module: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, src=0)
+        return module
+
+    def engine(self, module: nn.Module) -> nn.Module:
+        # Networks here have constant buffers only. A network that is called several times before one `backward`, as
+        # the flow expert is by adjoint matching, has its gradient reduced once.
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+    def bare(self, module: nn.Module) -> nn.Module:
+        return module.module if isinstance(module, DistributedDataParallel) else module
+
+    def _numbers(self, numbers: list[float]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device)
+
+
+class ShardedGroup(Group):
+    """As `Group`, with parameters, gradients and moments of the optimiser spread over the ranks (FSDP2).
+
+    Every element of a network's module lists is gathered when it is needed and released after it; so is the rest. All
+    ranks must therefore call a network equally often, also without gradient.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._mesh = init_device_mesh(device.type, (self.size,))
+        # FSDP's modules cannot be copied: plain ones without memory are kept to make copies from.
+        self._blanks: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    def place(self, module: nn.Module) -> nn.Module:
+        blank = copy.deepcopy(module).to("meta")
+        module = self._shard(super().place(module))
+        self._blanks[module] = blank
+        return module
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        blank = self._blanks[module]
+        copied = self._shard(copy.deepcopy(blank)).to_empty(device=self.device)
+        with torch.no_grad():
+            pairs = zip(
+                (*copied.parameters(), *copied.buffers()),
+                (*module.parameters(), *module.buffers()),
+                strict=True,
+            )
+            for mine, theirs in pairs:
+                mine.copy_(theirs)
+        self._blanks[copied] = blank
+        return copied
+
+    def engine(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def part(self, whole: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return whole
+        return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements)
+
+    def _shard(self, module: nn.Module) -> nn.Module:
+        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+        for block in (block for each in reversed(lists) for block in each):
+            fully_shard(block, mesh=self._mesh)
+        fully_shard(module, mesh=self._mesh)
+        return module
