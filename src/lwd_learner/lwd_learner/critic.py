@@ -41,9 +41,9 @@ class CriticConfig:
 
 
 class ValueNetwork(nn.Module):
-    """V: context [B, C] -> logits [B, atoms]. algorithm.md 1.2, 2.3."""
+    """V: context [B, C] -> [B, outputs]: logits of the atoms, or one number. algorithm.md 1.2, 2.3."""
 
-    def __init__(self, context_dim: int, atoms: int, config: CriticConfig) -> None:
+    def __init__(self, context_dim: int, outputs: int, config: CriticConfig) -> None:
         super().__init__()
         widths = [context_dim] + [config.width] * config.layers
         layers: list[nn.Module] = []
@@ -54,7 +54,7 @@ class ValueNetwork(nn.Module):
             else:
                 layers += [linear, nn.GELU(approximate="tanh"), norm]
         self.trunk = nn.Sequential(*layers)
-        self.logits = nn.Linear(widths[-1], atoms)
+        self.logits = nn.Linear(widths[-1], outputs)
         with torch.no_grad():
             self.logits.weight.mul_(_FINAL_SCALE)
             self.logits.bias.zero_()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distributional implicit value learning: the law of Q over replayed actions, and the TD target read off it.
 
-Pure functions of tensors (algorithm.md 2.1-2.4). B rows, C atoms, N chunks of an n-step window, E critic heads.
+Pure functions of tensors (algorithm.md 2.1-2.4). B rows, C atoms, N chunks of an n-step window, E critic heads. The
+scalar expectile of IQL stands behind the same functions (`fit_loss`, `bootstrap`, `mean_value`), with one output in
+the place of C logits.
 """
 
 from __future__ import annotations
@@ -52,6 +54,17 @@ class DivlConfig:
     tau_max: float = 0.95  # quantile; as above
     quantile: Literal["local_mean", "hard"] = "local_mean"  # hard rounds up and erases the discount, 4.1
     ema_rate: float = 0.005  # weight of the new critic per step; as published
+    value: Literal["categorical", "expectile"] = "categorical"  # expectile: one number, as in IQL
+    expectile: float = 0.7  # weight of errors upwards; as in IQL, which takes .9 where much must be stitched
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.expectile < 1.0:
+            raise ValueError(f"an expectile lies between 0 and 1, not at {self.expectile}")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that V says of a state."""
+        return self.support.size if self.value == "categorical" else 1
 
     def gamma_per_step(self, step_s: float) -> float:
         """Discount of one executed step that lasts `step_s` seconds."""
@@ -105,6 +118,25 @@ def n_step_window(reward: Tensor, executed: Tensor, done: Tensor, cut: Tensor, g
     ended = (done & alive).any(dim=1)
     discount = torch.pow(torch.full_like(total, gamma), steps.sum(dim=1).to(reward.dtype))
     return Window(total, torch.where(ended, torch.zeros_like(discount), discount), last)
+
+
+# --- the value --------------------------------------------------------------------------------------------
+
+
+def fit_loss(output: Tensor, label: Tensor, config: DivlConfig) -> Tensor:
+    """What V learns by, at either choice of `config.value`. output: [B, outputs]; label: [B]. Returns a scalar."""
+    if config.value == "categorical":
+        return value_loss(output, label, config.support)
+    return expectile_loss(output.squeeze(-1), label, config.expectile)
+
+
+def expectile_loss(value: Tensor, label: Tensor, expectile: float) -> Tensor:
+    """mean |expectile - 1(u < 0)| u^2, u = label - value: least where value is that expectile. algorithm.md 2.4.
+
+    value, label: [B], no gradient flows into the label. Returns a scalar.
+    """
+    error = label.detach() - value
+    return (torch.where(error < 0, 1 - expectile, expectile) * error.square()).mean()
 
 
 # --- the categorical value --------------------------------------------------------------------------------
@@ -183,9 +215,12 @@ def quantile_value(probabilities: Tensor, tau: Tensor, config: DivlConfig) -> Te
     return torch.where(total > 0, mean, atoms[index])
 
 
-def mean_value(logits: Tensor, config: DivlConfig) -> Tensor:
-    """[B, C] -> [B] mean of V; no gradient. What is expected of the actions that the replay holds at a state."""
-    probabilities = torch.softmax(logits.detach(), dim=-1)
+def mean_value(output: Tensor, config: DivlConfig) -> Tensor:
+    """[B, outputs] -> [B] mean of V; no gradient. What is expected of the actions that the replay holds at a state; an
+    expectile is a mean already, of errors weighted by their sign."""
+    if config.value == "expectile":
+        return output.detach().squeeze(-1)
+    probabilities = torch.softmax(output.detach(), dim=-1)
     return probabilities @ config.support.atoms(probabilities.device, probabilities.dtype)
 
 
@@ -194,12 +229,18 @@ class Bootstrap(NamedTuple):
 
     value: Tensor
     tau: Tensor
-    entropy: Tensor
+    entropy: Tensor  # 0 of a scalar, which knows no spread
 
 
-def bootstrap(logits: Tensor, tau_base: float, config: DivlConfig) -> Bootstrap:
-    """The adaptive quantile of V at the next states. logits: [B, C]. algorithm.md 2.4."""
-    probabilities = torch.softmax(logits.detach(), dim=-1)
+def bootstrap(output: Tensor, tau_base: float, config: DivlConfig) -> Bootstrap:
+    """What targets read off V at the next states. output: [B, outputs]. algorithm.md 2.4.
+
+    categorical: the adaptive quantile. expectile: V itself, whatever tau_base is; `tau` is then the expectile.
+    """
+    if config.value == "expectile":
+        value = output.detach().squeeze(-1)
+        return Bootstrap(value, torch.full_like(value, config.expectile), torch.zeros_like(value))
+    probabilities = torch.softmax(output.detach(), dim=-1)
     entropy = normalised_entropy(probabilities)
     tau = adaptive_tau(entropy, tau_base, config)
     return Bootstrap(quantile_value(probabilities, tau, config), tau, entropy)

@@ -16,7 +16,8 @@ Metrics = dict[str, float | Tensor]
 
 
 class ValueLearner:
-    """DIVL (or IQL, `DivlConfig.value`): value, then the target read off the updated value, then critic, then the slow copy. algorithm.md 3.
+    """DIVL: value, then the target read off the updated value, then critic, then the slow copy. algorithm.md 3.
+    With `DivlConfig.value` = "expectile" the same is IQL.
 
     It never asks the policy anything: every target is a property of the data.
     """

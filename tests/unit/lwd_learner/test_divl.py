@@ -19,6 +19,9 @@ from lwd_learner.divl import (
     critic_loss,
     critic_target,
     ema_update,
+    expectile_loss,
+    fit_loss,
+    mean_value,
     n_step_window,
     normalised_entropy,
     project,
@@ -31,6 +34,7 @@ from lwd_learner.divl import (
 SUPPORT = Support()
 CONFIG = DivlConfig()
 HARD = replace(CONFIG, quantile="hard")
+EXPECTILE = replace(CONFIG, value="expectile")
 ATOMS = SUPPORT.atoms(dtype=torch.float64)
 
 
@@ -155,6 +159,75 @@ def test_the_quantile_of_the_fit_is_the_minimiser_of_the_asymmetric_loss(seed: i
     assert abs(read - grid[loss.argmin()]) <= SUPPORT.spacing
 
 
+# --- the expectile, in the place of the categorical value -----------------------------------------------------
+
+
+def output_of(labels: dict[float, float], config: DivlConfig) -> Tensor:
+    """[1, outputs] what V says when it has fitted labels of these weights exactly."""
+    if config.value == "categorical":
+        return mixture(labels).log()
+    q, weight = (torch.tensor(list(side), dtype=torch.float64) for side in (labels.keys(), labels.values()))
+    value = (q * weight).sum() / weight.sum()
+    for _ in range(200):  # the expectile is the mean of labels weighted by the sign of their error
+        asymmetric = weight * torch.where(q < value, 1 - config.expectile, config.expectile)
+        value = (asymmetric * q).sum() / asymmetric.sum()
+    return value.reshape(1, 1)
+
+
+@pytest.mark.parametrize(("expectile", "expected"), [(0.6, 0.3913), (0.7, 0.5), (0.9, 0.7941)])
+def test_the_expectile_loss_is_least_at_the_tabled_expectiles(expectile: float, expected: float) -> None:
+    config = replace(EXPECTILE, expectile=expectile)
+    labels = torch.tensor([0.0] * 7 + [1.0] * 3, dtype=torch.float64)
+    value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([value], lr=0.5)
+    for _ in range(300):
+        optimiser.zero_grad()
+        fit_loss(value.expand(10).unsqueeze(-1), labels, config).backward()
+        optimiser.step()
+    assert value.item() == pytest.approx(expected, abs=5e-5)
+    assert bootstrap(value.reshape(1, 1), 0.6, config).value.item() == value.item()
+    assert output_of({0.0: 0.7, 1.0: 0.3}, config).item() == pytest.approx(value.item(), abs=1e-9)
+
+
+def test_the_expectile_loss_weighs_errors_by_their_sign() -> None:
+    value, label = torch.tensor([0.5, 0.5]), torch.tensor([0.7, 0.1], requires_grad=True)
+    loss = expectile_loss(value.requires_grad_(), label, 0.9)
+    assert loss.item() == pytest.approx((0.9 * 0.2**2 + 0.1 * 0.4**2) / 2)
+    loss.backward()
+    assert label.grad is None
+    assert value.grad is not None
+    assert torch.allclose(value.grad, -torch.tensor([0.9 * 0.2, 0.1 * -0.4]))
+    half = expectile_loss(value, label, 0.5)
+    assert half.item() == pytest.approx(0.5 * (value - label).square().mean().item())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_expectile_is_the_minimiser_of_the_asymmetric_square(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    q, tau = random.uniform(0.0, 1.0, size=20), random.uniform(0.05, 0.95)
+    weight = random.dirichlet(np.ones(len(q)))
+    grid = np.linspace(0.0, 1.0, 100_001)
+    error = q[None, :] - grid[:, None]
+    loss = (weight * np.where(error < 0, 1 - tau, tau) * error**2).sum(-1)
+    fitted = output_of(dict(zip(q.tolist(), weight.tolist(), strict=True)), replace(EXPECTILE, expectile=tau))
+    assert fitted.item() == pytest.approx(grid[loss.argmin()], abs=2e-5)
+
+
+def test_an_expectile_is_read_as_it_is_and_knows_no_spread() -> None:
+    output = torch.randn(5, 1, requires_grad=True)
+    read = bootstrap(output, 0.9, EXPECTILE)
+    assert torch.equal(read.value, output.detach().squeeze(-1)) and not read.value.requires_grad
+    assert torch.equal(read.tau, torch.full((5,), EXPECTILE.expectile)) and read.entropy.eq(0).all()
+    assert torch.equal(mean_value(output, EXPECTILE), read.value)
+    assert (CONFIG.outputs, EXPECTILE.outputs) == (201, 1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        replace(EXPECTILE, expectile=1.0)
+
+
+def test_the_mean_of_the_categorical_value_is_that_of_its_labels() -> None:
+    assert mean_value(mixture({0.0: 0.7, 1.0: 0.3}).log(), CONFIG).item() == pytest.approx(0.3, abs=1e-9)
+
+
 # --- 5.2 TD -------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +288,11 @@ def test_a_success_is_discounted_by_the_steps_inside_its_chunk() -> None:
     assert view.reward.item() == pytest.approx(1 + 0.9**3) and view.discount.item() == pytest.approx(0.9**8)
 
 
+def fitted(q: Tensor, config: DivlConfig) -> Tensor:
+    """[B, outputs] of a V that has seen one label per state, [B]."""
+    return q.unsqueeze(-1) if config.value == "expectile" else project(q, config.support).log()
+
+
 def chain_value(config: DivlConfig, tau_base: float, n: int) -> float:
     """Converged target of state 0 of a chain of 200 chunks of 30 steps, reward at its end."""
     states, gamma = 200, 0.9999
@@ -226,15 +304,16 @@ def chain_value(config: DivlConfig, tau_base: float, n: int) -> float:
     following = (torch.arange(states) + view.last + 1).clamp(max=last)
     q = torch.zeros(states, dtype=torch.float64)
     for _ in range(states // n + 1):
-        value = bootstrap(project(q, config.support).log(), tau_base, config).value
+        value = bootstrap(fitted(q, config), tau_base, config).value
         q = critic_target(view.reward, view.discount, value[following])
     return q[0].item()
 
 
 @pytest.mark.parametrize("n", [1, 10])
 @pytest.mark.parametrize("tau_base", [0.6, 0.9])
-def test_the_local_mean_keeps_the_discount_of_a_long_chain(n: int, tau_base: float) -> None:
-    assert chain_value(CONFIG, tau_base, n) == pytest.approx(0.5504, abs=0.002)
+@pytest.mark.parametrize("config", [CONFIG, EXPECTILE], ids=["local_mean", "expectile"])
+def test_the_discount_of_a_long_chain_is_kept(config: DivlConfig, n: int, tau_base: float) -> None:
+    assert chain_value(config, tau_base, n) == pytest.approx(0.5504, abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -247,34 +326,63 @@ def test_the_hard_quantile_erases_the_discount_as_recorded(tau_base: float, n: i
 def self_loop(config: DivlConfig, backups: int) -> float:
     q = torch.tensor([0.5], dtype=torch.float64)
     for _ in range(backups):
-        read = bootstrap(project(q, config.support).log(), 0.6, config)
+        read = bootstrap(fitted(q, config), 0.6, config)
         q = critic_target(torch.zeros(1), torch.full((1,), 0.9999**30, dtype=torch.float64), read.value)
     return q.item()
 
 
-def test_a_reward_free_loop_decays_with_the_local_mean_and_not_with_the_hard_quantile() -> None:
+def test_a_reward_free_loop_decays_unless_the_quantile_is_hard() -> None:
     assert self_loop(CONFIG, 2000) < 0.01
+    assert self_loop(EXPECTILE, 2000) == pytest.approx(0.5 * 0.9999**60_000, rel=1e-6)
     assert self_loop(HARD, 2000) == pytest.approx(0.4985, abs=1e-4)
 
 
-def test_the_better_route_is_stitched_from_two_bad_episodes() -> None:
-    """Good start -> late failure, bad start -> late success, both through state 1: the good start is worth 1.
+# Rows of a tabular replay: state, action, reward, next state (-1: the end).
+# Route 1 starts well at A, passes S and fails late by x; route 2 starts badly at B, passes S and succeeds by y.
+ROUTES = [("A", "good", 0.0, "S"), ("S", "x", 0.0, ""), ("B", "bad", 0.0, "S"), ("S", "y", 1.0, "")]
 
-    States 0 (start of a), 1 (shared). At 1 the data hold action x (fails, 50 %) and y (succeeds, 50 %).
-    """
+
+def q_of_routes(config: DivlConfig, tau_base: float, gamma: float) -> dict[tuple[str, str], float]:
+    """The fixed point of fitting V to Q at the replayed actions and Q to its target, on `ROUTES`."""
+    q = {(state, action): 0.0 for state, action, _, _ in ROUTES}
+    for _ in range(4):  # longer than the longest route
+        for state, action, reward, following in ROUTES:
+            value = torch.zeros(1, dtype=torch.float64)
+            if following:
+                seen = [q[s, a] for s, a, _, _ in ROUTES if s == following]
+                labels: dict[float, float] = {}
+                for label in seen:
+                    labels[label] = labels.get(label, 0.0) + 1 / len(seen)
+                value = bootstrap(output_of(labels, config), tau_base, config).value
+            discount = torch.full((1,), gamma if following else 0.0, dtype=torch.float64)
+            q[state, action] = critic_target(torch.full_like(discount, reward), discount, value).item()
+    return q
+
+
+@pytest.mark.parametrize(
+    ("config", "tau_base", "expected"),
+    [
+        (CONFIG, 0.6, 1.0),  # tau .6 - .3 Hn is above the half that fails
+        (CONFIG, 0.9, 1.0),
+        (replace(CONFIG, tau_min=0.1), 0.3, 0.0),  # below the half
+        (EXPECTILE, 0.6, 0.7),
+        (replace(EXPECTILE, expectile=0.9), 0.6, 0.9),
+        (replace(EXPECTILE, expectile=0.5), 0.6, 0.5),  # the mean
+    ],
+)
+def test_the_better_route_is_stitched_from_two_bad_episodes(
+    config: DivlConfig, tau_base: float, expected: float
+) -> None:
+    """Monte Carlo gives the good start 0, as its episode failed; above the median, implicit values give it 1."""
     gamma = 0.99
-    config = replace(CONFIG, alpha=0.0)
-    q_at_shared = {0.0: 0.5, 1.0: 0.5}
-    value = quantile_value(mixture(q_at_shared), torch.tensor([0.6]), config)
-    stitched = critic_target(torch.zeros(1), torch.tensor([gamma]), value).item()
-    monte_carlo_of_the_episode = 0.0  # the episode that began well ended badly
-    assert stitched == pytest.approx(gamma, abs=1e-6)
-    assert stitched > 0.9 > monte_carlo_of_the_episode
-    mean_of_returns = gamma * (mixture(q_at_shared) @ ATOMS).item()
-    assert mean_of_returns == pytest.approx(0.5 * gamma, abs=1e-6)
+    q = q_of_routes(config, tau_base, gamma)
+    assert q["S", "x"] == 0.0 and q["S", "y"] == 1.0
+    assert q["A", "good"] == pytest.approx(gamma * expected, abs=1e-6)
+    assert q["B", "bad"] == q["A", "good"]
 
 
-def test_an_action_that_the_data_lack_changes_no_target() -> None:
+@pytest.mark.parametrize("config", [CONFIG, EXPECTILE], ids=["categorical", "expectile"])
+def test_an_action_that_the_data_lack_changes_no_target(config: DivlConfig) -> None:
     class Critic(nn.Module):
         def __init__(self, absent: float) -> None:
             super().__init__()
@@ -286,14 +394,15 @@ def test_an_action_that_the_data_lack_changes_no_target() -> None:
     targets = []
     replayed = torch.zeros(8, dtype=torch.int64)
     for absent in (0.0, 1e6):
-        logits = torch.zeros(1, 201, requires_grad=True)
-        optimiser = torch.optim.Adam([logits], lr=0.1)
+        output = torch.zeros(1, config.outputs, requires_grad=True)
+        optimiser = torch.optim.Adam([output], lr=0.1)
         for _ in range(50):
             optimiser.zero_grad()
-            value_loss(logits.expand(8, 201), value_label(Critic(absent)(replayed)), SUPPORT).backward()
+            fit_loss(output.expand(8, -1), value_label(Critic(absent)(replayed)), config).backward()
             optimiser.step()
-        targets.append(critic_target(torch.zeros(1), torch.ones(1), bootstrap(logits, 0.9, CONFIG).value))
+        targets.append(critic_target(torch.zeros(1), torch.ones(1), bootstrap(output, 0.9, config).value))
     assert torch.equal(*targets)
+    assert targets[0].item() == pytest.approx(0.2, abs=0.02)  # the lower head
 
 
 def test_the_critic_loss_sums_the_heads_and_its_target_is_constant() -> None:
@@ -312,8 +421,10 @@ def test_the_target_critic_moves_by_exactly_the_ema_rate() -> None:
     assert torch.allclose(target.weight - before, 0.005 * (online.weight - before), atol=1e-7)
 
 
-@pytest.mark.parametrize("tau_base", [0.6, 0.9])
-def test_a_neural_value_lets_a_reward_free_loop_decay_at_the_default_discount(tau_base: float) -> None:
+@pytest.mark.parametrize(("config", "tau_base"), [(CONFIG, 0.6), (CONFIG, 0.9), (EXPECTILE, 0.6)])
+def test_a_neural_value_lets_a_reward_free_loop_decay_at_the_default_discount(
+    config: DivlConfig, tau_base: float
+) -> None:
     """algorithm.md 4.1b: a network over noisy features of one state smears its target; Q must still fall from .5.
 
     The critic is a number that follows the target slowly, as the EMA critic does; chunks last one second.
@@ -321,24 +432,24 @@ def test_a_neural_value_lets_a_reward_free_loop_decay_at_the_default_discount(ta
     torch.manual_seed(0)
     torch.set_num_threads(1)
     rows = 16
-    network = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.SiLU(), nn.Linear(32, 201))
+    network = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.SiLU(), nn.Linear(32, config.outputs))
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     state = torch.randn(8)
-    reward, discount = torch.zeros(rows), torch.full((rows,), CONFIG.gamma_per_step(1.0))
+    reward, discount = torch.zeros(rows), torch.full((rows,), config.gamma_per_step(1.0))
 
     def fit(q: Tensor) -> None:
         optimiser.zero_grad()
-        value_loss(network(state + 0.1 * torch.randn(rows, 8)), q.expand(rows), SUPPORT).backward()
+        fit_loss(network(state + 0.1 * torch.randn(rows, 8)), q.expand(rows), config).backward()
         optimiser.step()
 
     q = torch.tensor(0.5)
     for _ in range(300):
         fit(q)
     with torch.no_grad():
-        assert bootstrap(network(state[None]), tau_base, CONFIG).value.item() == pytest.approx(0.5, abs=0.05)
+        assert bootstrap(network(state[None]), tau_base, config).value.item() == pytest.approx(0.5, abs=0.05)
     for _ in range(5000):
         fit(q)
         with torch.no_grad():
-            value = bootstrap(network(state + 0.1 * torch.randn(rows, 8)), tau_base, CONFIG).value
+            value = bootstrap(network(state + 0.1 * torch.randn(rows, 8)), tau_base, config).value
         q = torch.lerp(q, critic_target(reward, discount, value).mean(), 0.02)
     assert q.item() < 0.1
