@@ -92,12 +92,16 @@ class FlowActor:
 
         return velocity
 
-    def cloning_loss(self, batch: Batch, weight: Tensor | None = None) -> Tensor:
+    def cloning_loss(
+        self, batch: Batch, weight: Tensor | None = None, expert: nn.Module | None = None
+    ) -> Tensor:
         """Flow matching to the batch's actions, where valid. algorithm.md 2.5.
 
         weight: [B] >= 0, how much each row counts, relative to the others of the batch: a loss that grew with all
-        weights would turn them into a learning rate, or into noise of the clipped gradient.
+        weights would turn them into a learning rate, or into noise of the clipped gradient. expert: another than
+        the actor's own that imitates.
         """
+        imitates = self.expert if expert is None else expert
         noise = self.normal(batch.action.shape)
         flow_time = self.uniform((len(batch),))
         counts = batch.valid.unsqueeze(-1)
@@ -105,7 +109,7 @@ class FlowActor:
             share = weight / self.ranks.mean(weight.mean()).clamp_min(torch.finfo(weight.dtype).tiny)
             counts = counts * share.reshape(-1, 1, 1)
         loss = qam.flow_matching_loss(
-            lambda x, t: self.expert(batch.context, x, t), batch.action, noise, flow_time, counts
+            lambda x, t: imitates(batch.context, x, t), batch.action, noise, flow_time, counts
         )
         # A mean over what counts here; the mean over ranks of this product is the mean over what counts anywhere.
         count = counts.expand_as(batch.action).sum().to(loss.dtype)

@@ -18,6 +18,8 @@ class StateFlow(nn.Module):
     width, layers: units and number of the hidden layers. Weights start as published: Xavier, biases 0.
     """
 
+    context_entry = "body.0"  # the linear map by which context enters, with its first columns
+
     def __init__(
         self, context_dim: int, horizon: int, action_dim: int, width: int = 512, layers: int = 4
     ) -> None:

@@ -35,7 +35,7 @@ class ValueLearner:
         seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.context_dim = config, context_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             value = ValueNetwork(context_dim, config.outputs, critic).to(device)

@@ -31,6 +31,7 @@ class FlowExpert(nn.Module):
     condition is computed once and the blocks are square.
     """
 
+    context_entry = "context.0"  # the linear map by which context enters: where a constant input can become a bias
     frequency: Tensor
 
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:

@@ -21,6 +21,8 @@ ROWS = 256
 class Expert(nn.Module):
     """The interface of a flow expert, in three layers; `context` enters by one linear map, as in `FlowExpert`."""
 
+    context_entry = "context.0"
+
     def __init__(self, context_dim: int = C, width: int = 64) -> None:
         super().__init__()
         self.context = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU())

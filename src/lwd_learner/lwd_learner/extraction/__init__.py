@@ -8,11 +8,12 @@ from lwd_learner.extraction.awr import AdvantageWeighted, AwrConfig
 from lwd_learner.extraction.base import Extraction
 from lwd_learner.extraction.best_of_n import BestOfN, BestOfNConfig
 from lwd_learner.extraction.cloning import Cloning, CloningConfig
+from lwd_learner.extraction.recap import AdvantageConditioned, RecapConfig
 from lwd_learner.flow_actor import FlowActor
 from lwd_learner.qam import QamConfig
 from lwd_learner.value_learner import ValueLearner
 
-ExtractionConfig = QamConfig | CloningConfig | AwrConfig | BestOfNConfig
+ExtractionConfig = QamConfig | CloningConfig | AwrConfig | BestOfNConfig | RecapConfig
 
 
 def make_extraction(config: ExtractionConfig, actor: FlowActor, values: ValueLearner) -> Extraction:
@@ -26,3 +27,5 @@ def make_extraction(config: ExtractionConfig, actor: FlowActor, values: ValueLea
             return AdvantageWeighted(actor, values, config)
         case BestOfNConfig():
             return BestOfN(actor, values, config)
+        case RecapConfig():
+            return AdvantageConditioned(actor, values, config)
