@@ -34,6 +34,11 @@ class Descent:
         self._make = make
         self.optimiser = make(module.parameters())
 
+    def beside(self, name: str, module: nn.Module, make: MakeOptimiser | None = None) -> Descent:
+        """A descent of another network under the same terms; make: but with this optimiser."""
+        placed = self._ranks.place(module)
+        return Descent(name, placed, make or self._make, self.norm_max, self._ranks)
+
     def restart(self) -> None:
         """Forget what the optimiser remembers of gradients."""
         self.optimiser = self._make(self.module.parameters())

@@ -46,7 +46,7 @@ class RecapConfig:
 def best_rows(advantage: Tensor, task: Tensor, share: float) -> Tensor:
     """[B], [B] -> [B] bool: the best `share` of each task's rows, to the nearest row."""
     best = torch.zeros_like(task, dtype=torch.bool)
-    for one in task.unique():
+    for one in set(task.tolist()):
         rows = (task == one).nonzero().squeeze(-1)
         order = advantage[rows].argsort(
             descending=True, stable=True
