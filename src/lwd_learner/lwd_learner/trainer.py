@@ -19,6 +19,7 @@ from lwd_learner.batch import Batch
 from lwd_learner.critic import CriticConfig
 from lwd_learner.descent import Descent, NonFiniteLoss
 from lwd_learner.extraction import ExtractionConfig, make_extraction
+from lwd_learner.extraction.headed import HeadConfig, acting_noise_steps, with_head
 from lwd_learner.flow_actor import FlowActor, fast_products
 from lwd_learner.ranks import ALONE, Ranks
 from lwd_learner.training_state import ResumeRefused, load_state, save_state, saved_states
@@ -31,6 +32,7 @@ class TrainerConfig:
 
     divl: divl.DivlConfig = field(default_factory=divl.DivlConfig)
     extraction: ExtractionConfig = field(default_factory=qam.QamConfig)  # its type chooses the method
+    head: HeadConfig | None = None  # what acts on top of the extraction's flow, by type; None: the flow alone
     critic: CriticConfig = field(default_factory=CriticConfig)
     step_s: float = 0.1  # s of one executed step: 1 / policy_step_hz; discounts count executed time
     batch: int = 256  # rows; for networks over cached features, 4.18
@@ -54,9 +56,11 @@ class TrainerConfig:
         return self.divl.gamma_per_step(self.step_s)
 
     def to_record(self) -> dict[str, Any]:
-        """For a saved state, as JSON gives it back; the type of `extraction` included."""
+        """For a saved state, as JSON gives it back; the types of `extraction` and `head` included."""
         record = asdict(self)
         record["extraction"]["method"] = type(self.extraction).__name__
+        if self.head is not None:
+            record["head"]["method"] = type(self.head).__name__
         return record
 
 
@@ -100,7 +104,8 @@ class Trainer:
             seed,
             ranks,
         )
-        self.extraction = make_extraction(config.extraction, self.actor, self.values)
+        extraction = make_extraction(config.extraction, self.actor, self.values)
+        self.extraction = with_head(config.head, extraction, self.actor, self.values)
         self.sampling = torch.Generator().manual_seed(seed + 1)  # to be passed to Replay.sample
         self.steps = 0  # clone and learn steps
         self.online_steps = 0  # learn steps that raised tau_base
@@ -145,6 +150,18 @@ class Trainer:
         self.steps += 1
         return self._record(metrics)
 
+    # --- acting --------------------------------------------------------------------------------------------
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(N, A) of the noise that `act` starts from."""
+        horizon, action_dim = self.actor.chunk
+        return acting_noise_steps(self.config.head, horizon), action_dim
+
+    def act(self, context: Tensor, noise: Tensor) -> Tensor:
+        """How the whole acts, as robots will: context [B, C], noise [B, N, A] -> chunk [B, H, A] in [-1, 1]."""
+        return self.extraction.act(context, noise)
+
     # --- looking at what was learned -----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -158,11 +175,11 @@ class Trainer:
         """Q of what the policy and its reference would do from the same noise. Does not disturb training."""
         batch = batch.to(self.device)
         generator = torch.Generator(self.device).manual_seed(self.steps)
-        every = (len(batch) * self.ranks.size, *batch.action.shape[1:])
+        every = (len(batch) * self.ranks.size, *self.noise_shape)
         noise = self.ranks.mine(torch.randn(every, generator=generator, device=self.device))
         chunks = (
-            self.extraction.act(batch.context, noise),
-            self.actor.sample(self.actor.frozen, batch.context, noise),
+            self.act(batch.context, noise),
+            self.actor.sample(self.actor.frozen, batch.context, noise[:, : self.actor.chunk[0]]),
         )
         policy, reference = (
             float(self.ranks.mean(self.values.q(batch.context, chunk, batch.mask).mean())) for chunk in chunks

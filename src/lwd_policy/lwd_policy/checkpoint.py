@@ -27,13 +27,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lwd_policy.action import ActionSpec
+from lwd_policy.action_head import HeadSpec, head_from_json, head_to_json
 from lwd_policy.embodiment import Embodiment
 from lwd_policy.flow_expert import PRESETS
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationSpec
 from lwd_policy.trunk import TrunkConfig, build_trunk
 
-FORMAT_VERSION = 1
+# 1: acts by its flow alone; 2: by the head that `head` describes. A policy without a head is written as 1: programs that
+# know no heads can read it, and its digest is what it was.
+FORMAT_VERSIONS = (1, 2)
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 MAX_WEIGHTS_BYTES = 4 * 2**30
 MAX_CARD_BYTES = 16 * 2**20
@@ -53,6 +56,7 @@ class Card:
     trunk: TrunkConfig
     expert_size: str
     value_head: bool
+    head: HeadSpec | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)  # parent, snapshot, metrics, licence, ...
 
 
@@ -60,7 +64,7 @@ def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = No
     """Write `<folder>/<digest>` atomically and return it; an equal one that exists is left as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         "observation": json.loads(policy.observation_spec.to_json()),
         "action": json.loads(policy.action_spec.to_json()),
         "trunk": policy.trunk.config.to_json(),
@@ -68,6 +72,8 @@ def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = No
         "value_head": policy.value is not None,
         "origin": {"licence": "Apache-2.0", **(origin or {})},
     }
+    if policy.head_spec is not None:
+        content |= {"format_version": 2, "head": head_to_json(policy.head_spec)}
     working = folder / f".{uuid.uuid4().hex}.tmp"
     working.mkdir()
     try:
@@ -118,8 +124,10 @@ def read_card(path: Path, expected_digest: str | None = None) -> Card:
     try:
         content = json.loads(card)
         version = content["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointRefused(f"{path}: card format {version}; this program reads {FORMAT_VERSION}")
+        if version not in FORMAT_VERSIONS:
+            raise CheckpointRefused(
+                f"{path}: card format {version}; this program reads {', '.join(map(str, FORMAT_VERSIONS))}"
+            )
         if content["expert_size"] not in PRESETS:
             raise CheckpointRefused(f"{path}: unknown expert size {content['expert_size']!r}")
         return Card(
@@ -129,6 +137,7 @@ def read_card(path: Path, expected_digest: str | None = None) -> Card:
             trunk=TrunkConfig.from_json(content["trunk"]),
             expert_size=content["expert_size"],
             value_head=bool(content.get("value_head", False)),
+            head=head_from_json(content["head"]) if version == 2 else None,
             origin=content["origin"],
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -190,7 +199,9 @@ def verify_against(
 
 def _rebuild(card: Card) -> FlowPolicy:
     trunk = build_trunk(card.trunk, card.action_spec.embodiment)
-    return FlowPolicy(trunk, card.observation_spec, card.action_spec, card.expert_size, card.value_head)
+    return FlowPolicy(
+        trunk, card.observation_spec, card.action_spec, card.expert_size, card.value_head, card.head
+    )
 
 
 def _compare(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from lwd_policy.observation import Observation, reference_position
 
 @dataclass(frozen=True, eq=False)
 class PolicyChunk:
-    """positions: [H, n] absolute, rad or m. normalised: [H, A] as the expert gave it. feature: [F] of the trunk.
+    """positions: [H, n] absolute, rad or m. normalised: [H, A] as the policy gave it. feature: [F] of the trunk.
     value: estimate in [0, 1], NaN where the policy has no value head."""
 
     positions: NDArray[np.float64]
@@ -69,13 +69,11 @@ class ChunkPolicy:
             slot = self._slots[number]
             slot.features = {key: slot.features[key] for key in map(_key, observations)}
             chosen.append(torch.stack([slot.features[_key(observation)] for observation in observations]))
-            noises.append(
-                torch.randn(self.action_spec.horizon, self.action_spec.dim, generator=slot.generator)
-            )
+            noises.append(torch.randn(self.policy.noise_shape, generator=slot.generator))
         features = torch.stack(chosen)  # [B, history, F]
         noise = torch.stack(noises).to(features.device)
         context = self.policy.context(features)
-        normalised = self.policy.sample(context, noise).cpu().numpy()
+        normalised = self.policy.act(context, noise).cpu().numpy()
         values = self.policy.estimate(context).cpu().numpy()
         reference = np.stack([reference_position(observations[-1]) for observations in contexts])
         positions = self.action_spec.decode(

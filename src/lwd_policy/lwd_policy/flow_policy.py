@@ -9,6 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lwd_policy.action import ActionSpec
+from lwd_policy.action_head import (
+    ActionHead,
+    EditHead,
+    EditSpec,
+    HeadSpec,
+    OneStepHead,
+    noise_steps,
+    split_noise,
+)
 from lwd_policy.flow_expert import FlowExpert
 from lwd_policy.observation import INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, Observation, ObservationSpec
 from lwd_policy.trunk import Trunk
@@ -30,7 +39,8 @@ class ValueHead(nn.Module):
 
 class FlowPolicy(nn.Module):
     """`trunk` gives a feature per observation, the features of the last `history` chunk boundaries are the context,
-    `expert` is the velocity field over normalised chunks [H, A], `value` may be None.
+    `expert` is the velocity field over normalised chunks [H, A]; `head`, what acts on top of it or in its place, and
+    `value` may be None.
 
     Raises ValueError where the observation lacks what the trunk sees or has another shape of it.
     """
@@ -42,6 +52,7 @@ class FlowPolicy(nn.Module):
         action_spec: ActionSpec,
         expert_size: str = "tiny",
         value_head: bool = False,
+        head: HeadSpec | None = None,
     ) -> None:
         super().__init__()
         _require_inputs(trunk, observation_spec)
@@ -51,6 +62,7 @@ class FlowPolicy(nn.Module):
         self.trunk = trunk
         self.expert = FlowExpert(self.context_dim, action_spec.horizon, action_spec.dim, expert_size)
         self.value = ValueHead(self.context_dim) if value_head else None
+        self.head = self._fresh_head(head)
 
     @property
     def feature_dim(self) -> int:
@@ -91,9 +103,45 @@ class FlowPolicy(nn.Module):
         value: Tensor = self.value(context)
         return value
 
+    @property
+    def head_spec(self) -> HeadSpec | None:
+        """What would make a head like this one."""
+        return None if self.head is None else self.head.spec
+
+    def with_head(self, head: ActionHead | None) -> FlowPolicy:
+        """This policy with that head instead of its own; all networks are shared, not copied."""
+        with torch.device("meta"):  # nothing is allocated, or drawn at random, only to be replaced
+            policy = FlowPolicy(self.trunk, self.observation_spec, self.action_spec, self.expert_size)
+        policy.expert, policy.value, policy.head = self.expert, self.value, head
+        policy.training = self.training
+        return policy
+
+    def _fresh_head(self, spec: HeadSpec | None) -> ActionHead | None:
+        if spec is None:
+            return None
+        size = self.context_dim, self.action_spec.horizon, self.action_spec.dim
+        if isinstance(spec, EditSpec):
+            return EditHead(*size, spec)
+        return OneStepHead(FlowExpert(*size, self.expert_size))
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(N, A) of the noise that acting starts from. N is H, or more where a head draws something too."""
+        return noise_steps(self.head_spec, self.action_spec.horizon), self.action_spec.dim
+
+    def act(self, context: Tensor, noise: Tensor) -> Tensor:
+        """What the policy does: context [B, C], noise [B, N, A] -> chunk [B, H, A] in [-1, 1]. Noise [B, H, A] makes an
+        edit head act by its centre."""
+        if self.head is None:
+            return self.sample(context, noise)
+        if isinstance(self.head, OneStepHead):
+            return self.head.act(context, noise)
+        start, own = split_noise(noise, self.action_spec.horizon)
+        return self.head.act(context, self.sample(context, start), own)
+
     @torch.no_grad()
     def sample(self, context: Tensor, noise: Tensor, steps: int = FLOW_STEPS) -> Tensor:
-        """Euler integration of the flow from noise [B, H, A] at time 0; clipped to [-1, 1]."""
+        """The flow alone: Euler integration from noise [B, H, A] at time 0; clipped to [-1, 1]."""
         chunk = noise
         for step in range(steps):
             time = torch.full((len(chunk),), step / steps, device=chunk.device, dtype=chunk.dtype)

@@ -91,7 +91,9 @@ def test_a_checkpoint_holds_the_policy_it_was_saved_from_and_no_other(
 ) -> None:
     policy = make_policy()
     assert checkpoint.holds(saved, policy)
-    assert checkpoint.holds(save(tmp_path / "again", policy, {"parent": 4}), policy), "the origin does not count"
+    assert checkpoint.holds(save(tmp_path / "again", policy, {"parent": 4}), policy), (
+        "the origin does not count"
+    )
     assert not checkpoint.holds(saved, make_policy(seed=1))
     assert not checkpoint.holds(saved, make_policy(history=1)), "equal weights may see another world"
     assert not checkpoint.holds(tmp_path / "nothing", policy)
@@ -206,7 +208,8 @@ def test_tensors_that_do_not_fit_are_refused(forge: Any, change: Any, reason: st
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.update(format_version=2), "card format 2; this program reads 1"),
+        (lambda c: c.update(format_version=3), "card format 3; this program reads 1, 2"),
+        (lambda c: c.update(format_version=2), "card cannot be used: 'head'"),
         (lambda c: c.update(expert_size="huge"), "unknown expert size 'huge'"),
         (lambda c: c.update(expert_size=[]), "card cannot be used"),
         (lambda c: c.pop("trunk"), "card cannot be used: 'trunk'"),
