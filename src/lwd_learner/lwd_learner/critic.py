@@ -52,7 +52,7 @@ class ValueNetwork(nn.Module):
             if config.hidden == "norm_silu":
                 layers += [linear, norm, nn.SiLU()]
             else:
-                layers += [linear, nn.GELU(approximate="tanh"), norm]
+                layers += [linear, nn.GELU(), norm]
         self.trunk = nn.Sequential(*layers)
         self.logits = nn.Linear(widths[-1], outputs)
         with torch.no_grad():
@@ -99,8 +99,10 @@ class CriticEnsemble(nn.Module):
             if self.norm_first:
                 hidden = functional.silu(norm(hidden))
             else:
-                hidden = norm(functional.gelu(hidden, approximate="tanh"))
-        value: Tensor = self.value(hidden)
+                hidden = norm(functional.gelu(hidden))
+        # Under autocast too the last product is in full: bfloat16 would round values to one part in 256.
+        with torch.autocast(hidden.device.type, enabled=False):
+            value: Tensor = self.value(hidden.to(self.value.weight.dtype))
         return value.squeeze(-1)
 
 
@@ -156,4 +158,6 @@ class _HeadsNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(heads, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, functional.layer_norm(x, x.shape[-1:]), self.scale)
+        # In one dtype: under autocast the addition of bfloat16 to float32 is slower than all the rest.
+        scale, shift = self.scale.to(x.dtype), self.shift.to(x.dtype)
+        return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:]), scale)

@@ -8,7 +8,7 @@ with its context bound, or a closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal, NamedTuple
@@ -99,40 +99,59 @@ def adjoint_step(reference: Velocity, x: Tensor, time: float, h: float, adjoint:
 # --- paths ------------------------------------------------------------------------------------------------
 
 
+class Evaluation(NamedTuple):
+    """The reference at one state, with the graph that leads from the one to the other where a VJP will be asked for."""
+
+    state: Tensor  # [B, D], x_i, a leaf
+    velocity: Tensor  # [B, D], v_b(x_i, t_i)
+
+
 class Path(NamedTuple):
-    """A rolled-out batch of paths. `velocities` carry the policy's gradient, everything else is detached."""
+    """A rolled-out batch of paths. `velocities` carry the policy's gradient; states and reference velocities carry none,
+    and the graphs in `evaluations` reach nothing outside them.
+    """
 
     states: Tensor  # [K+1, B, D], x_0 .. x_K
     velocities: Tensor  # [K, B, D], v_theta(x_i, t_i)
     reference_velocities: Tensor  # [K, B, D], v_b(x_i, t_i)
+    evaluations: Sequence[Evaluation]  # K
 
 
-def rollout(policy: Velocity, reference: Velocity, noise: Tensor, driver: Rollout = "on_policy") -> Path:
+def rollout(
+    policy: Velocity,
+    reference: Velocity,
+    noise: Tensor,
+    driver: Rollout = "on_policy",
+    differentiable_from: int | None = None,
+) -> Path:
     """Roll the memoryless SDE from noise to action. algorithm.md 2.7.
 
     noise: [K, B, D] standard normal; noise[0] is x_0 and noise[i] drives the step from i-1 to i, so that the
     deterministic skeleton of the path is obtained with zeros from 1 on. driver: whose velocity moves it. The
     last step is noiseless and uses the reference. Each state is detached before the policy sees it: the policy's
-    velocities can be put into the loss as they are, without a second evaluation.
+    velocities can be put into the loss as they are, without a second evaluation. differentiable_from: the first step
+    whose evaluation of the reference keeps its graph, so that `denoiser_adjoint` needs no second one either. Networks
+    under autocast may answer in fewer digits: the path is computed in those of the noise.
     """
     k = noise.shape[0]
     h = 1.0 / k
     x = noise[0]
-    states, velocities, reference_velocities = [x], [], []
+    states, velocities, evaluations = [x], [], []
     for i in range(k):
-        time = _time(x, i * h)
-        velocity = policy(x, time)
-        with torch.no_grad():
-            reference_velocity = reference(x, time)
-            if i < k - 1:
-                driving = velocity.detach() if driver == "on_policy" else reference_velocity
-                x = sde_step(x, driving, i * h, h, noise[i + 1])
-            else:
-                x = x + h * reference_velocity
+        velocity = policy(x, _time(x, i * h)).to(x.dtype)
+        differentiable = differentiable_from is not None and i >= differentiable_from
+        evaluation = _evaluate(reference, x, i * h, differentiable)
+        reference_velocity = evaluation.velocity.detach()
+        if i < k - 1:
+            driving = velocity.detach() if driver == "on_policy" else reference_velocity
+            x = sde_step(x, driving, i * h, h, noise[i + 1])
+        else:
+            x = x + h * reference_velocity
         states.append(x)
         velocities.append(velocity)
-        reference_velocities.append(reference_velocity)
-    return Path(torch.stack(states), torch.stack(velocities), torch.stack(reference_velocities))
+        evaluations.append(evaluation)
+    reference_velocities = torch.stack([evaluation.velocity.detach() for evaluation in evaluations])
+    return Path(torch.stack(states), torch.stack(velocities), reference_velocities, evaluations)
 
 
 def integrate(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
@@ -218,13 +237,15 @@ def saturated_share(
 
 
 def carry_adjoint(
-    reference: Velocity, states: Tensor, terminal: Tensor, config: QamConfig, variance: Tensor | None = None
+    reference: Velocity, path: Path, terminal: Tensor, config: QamConfig, variance: Tensor | None = None
 ) -> Tensor:
-    """[K, B, D] by the configured way. states: [K+1, B, D]; terminal: [B, D]; variance: [D], for "gaussian"."""
+    """[K, B, D] by the configured way. terminal: [B, D]; variance: [D], for "gaussian"."""
     if config.adjoint == "denoiser":
-        return denoiser_adjoint(reference, states, terminal, config.pairing)
+        return denoiser_adjoint(
+            reference, path.states, terminal, config.pairing, path.evaluations[_first(config.pairing) :]
+        )
     if config.adjoint == "vjp":
-        return lean_adjoint(reference, states, terminal, config.pairing)
+        return lean_adjoint(reference, path.states, terminal, config.pairing)
     if config.adjoint == "scalar":
         return scalar_adjoint(terminal, config.steps, config.pairing)
     if variance is None:
@@ -246,7 +267,13 @@ def lean_adjoint(reference: Velocity, states: Tensor, terminal: Tensor, pairing:
     return _paired(adjoints[:0:-1], terminal, pairing)
 
 
-def denoiser_adjoint(reference: Velocity, states: Tensor, terminal: Tensor, pairing: Pairing) -> Tensor:
+def denoiser_adjoint(
+    reference: Velocity,
+    states: Tensor,
+    terminal: Tensor,
+    pairing: Pairing,
+    evaluations: Sequence[Evaluation] | None = None,
+) -> Tensor:
     """The lean adjoint in closed form: g_i = (dD_i / dx)^T g_K with D_i(x) = x + (1 - t_i) v_b(x, t_i), the reference's
     estimate of the action. algorithm.md 2.6, 6.5.
 
@@ -254,16 +281,20 @@ def denoiser_adjoint(reference: Velocity, states: Tensor, terminal: Tensor, pair
     equation (t s^2 / Den(t) per direction of sd s); for a linear Q it is the optimum of any base to first order. It
     stays between 0 and g_K however narrow the base is, and never asks the reference about flow time 1, where it was
     not trained. `lean_adjoint` multiplies factors 1 + h J of which the last ones are negative for sd < 0.1 at K = 10.
-    states: [K+1, B, D]; terminal: [B, D]. One VJP per step, for "official" also at t = 0. Returns [K, B, D].
+    states: [K+1, B, D]; terminal: [B, D]; evaluations: of this reference at the states that the pairing needs, where a
+    roll-out has kept them; their graphs are used up. One VJP per step, for "official" also at t = 0. Returns [K, B, D].
     """
     k = states.shape[0] - 1
-    adjoints = []
-    for i in range(_first(pairing), k):
-        with torch.enable_grad():
-            leaf = states[i].detach().requires_grad_(True)
-            velocity = reference(leaf, _time(leaf, i / k))
-            (pulled,) = torch.autograd.grad(velocity, leaf, terminal.detach())
-        adjoints.append(terminal + (1 - i / k) * pulled)
+    first = _first(pairing)
+    if evaluations is None:
+        evaluations = [_evaluate(reference, states[i], i / k, True) for i in range(first, k)]
+    # Unlike the recursion, no step waits for another: one call for all of them.
+    pulled = torch.autograd.grad(
+        [evaluation.velocity for evaluation in evaluations],
+        [evaluation.state for evaluation in evaluations],
+        [terminal.detach()] * (k - first),
+    )
+    adjoints = [terminal + (1 - i / k) * pulled[i - first] for i in range(first, k)]
     return _paired(adjoints, terminal, pairing)
 
 
@@ -372,7 +403,8 @@ def policy_loss(
     the executed coordinates; variance: [D] of the reference's actions, for the "gaussian" adjoint only;
     total: see `saturated_share`. Everything else of a row depends on that row alone.
     """
-    path = rollout(policy, reference, noise, config.rollout)
+    differentiable_from = _first(config.pairing) if config.adjoint == "denoiser" else None
+    path = rollout(policy, reference, noise, config.rollout, differentiable_from)
     endpoint = path.states[-1]
     terminal = terminal_adjoint(
         action_value, endpoint, temperature, config.clip, mask, config.adjoint_norm_max
@@ -380,7 +412,7 @@ def policy_loss(
     saturated = saturated_share(endpoint, config.clip, mask, total)
     if config.box_penalty > 0:
         terminal = terminal + box_adjoint(endpoint, temperature, config, mask, saturated)
-    adjoints = carry_adjoint(reference, path.states, terminal, config, variance)
+    adjoints = carry_adjoint(reference, path, terminal, config, variance)
     loss = qam_loss(path, adjoints, config.pairing)
     return QamStep(loss, path, adjoints, terminal, endpoint, saturated)
 
@@ -434,6 +466,12 @@ def flow_matching_loss(
         return error.mean()
     weight = valid.expand_as(error).to(error.dtype)
     return (error * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def _evaluate(reference: Velocity, x: Tensor, time: float, differentiable: bool) -> Evaluation:
+    with torch.set_grad_enabled(differentiable):
+        leaf = x.detach().requires_grad_(differentiable)
+        return Evaluation(leaf, reference(leaf, _time(leaf, time)).to(x.dtype))
 
 
 def _time(x: Tensor, value: float) -> Tensor:

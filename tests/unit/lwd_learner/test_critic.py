@@ -107,12 +107,22 @@ def test_the_published_layout_is_the_network_of_qams_code() -> None:
         for head in range(3):
             x = torch.cat([context, chunk.flatten(1)], dim=-1)
             for linear, norm in zip(network.hidden, network.norms, strict=True):
-                x = torch.nn.functional.gelu(x @ linear.weight[head] + linear.bias[head], approximate="tanh")
+                x = torch.nn.functional.gelu(x @ linear.weight[head] + linear.bias[head])
                 x = torch.nn.functional.layer_norm(x, (16,), norm.scale[head, 0], norm.shift[head, 0])
             alone = (x @ network.value.weight[head] + network.value.bias[head]).squeeze(-1)
             assert torch.allclose(together[head], alone, atol=1e-6)
     expected = 3 * ((26 * 16 + 16) + (16 * 16 + 16) + 2 * 2 * 16 + 17)
     assert sum(p.numel() for p in network.parameters()) == expected
+
+
+@EITHER
+def test_values_keep_their_digits_under_autocast(layout: dict[str, str]) -> None:
+    network = critic(2, layout)
+    whole = network(*inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = network(*inputs())
+    assert fast.dtype == torch.float32
+    assert (fast - whole).abs().max() < 0.02 * whole.abs().max()
 
 
 def test_impossible_sizes_are_refused() -> None:

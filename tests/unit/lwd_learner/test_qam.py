@@ -17,6 +17,7 @@ from lwd_learner.qam import (
     Pairing,
     QamConfig,
     QamStep,
+    Rollout,
     box_adjoint,
     denoiser_adjoint,
     effective_lambda,
@@ -111,6 +112,41 @@ def test_the_denoiser_adjoint_asks_the_reference_only_about_times_it_was_trained
 
     denoiser_adjoint(velocity, torch.zeros(11, 3, 2), torch.ones(3, 2), pairing)
     assert max(times) < 1 and len(times) == calls
+
+
+@pytest.mark.parametrize("driver", ["on_policy", "reference"])
+@pytest.mark.parametrize("pairing", ["left", "official", "right"])
+def test_the_policy_step_asks_the_reference_once_per_state(pairing: Pairing, driver: Rollout) -> None:
+    """The roll-out's own evaluations are differentiated; the result is that of asking anew, to the last digit."""
+    torch.manual_seed(0)
+    reference = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 3))
+    policy = torch.nn.Linear(3, 3)
+    asked: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t[0]))
+        return reference(x) * (1 - t[:, None])
+
+    def value(action: Tensor) -> Tensor:
+        return action.square().sum(dim=-1)
+
+    config = QamConfig(steps=6, rollout=driver, pairing=pairing)
+    step = policy_loss(lambda x, t: policy(x), velocity, value, torch.randn(6, 5, 3), 0.7, config)
+    assert asked == pytest.approx([i / 6 for i in range(6)])
+    assert torch.equal(step.adjoints, denoiser_adjoint(velocity, step.path.states, step.terminal, pairing))
+    step.loss.backward()
+    assert all(parameter.grad is None for parameter in reference.parameters())
+    assert policy.weight.grad is not None
+
+
+def test_a_path_keeps_the_digits_of_its_noise_when_networks_answer_in_fewer() -> None:
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return (-x).bfloat16()
+
+    step = policy_loss(
+        velocity, velocity, lambda a: a.sum(dim=-1), torch.randn(4, 5, 3), 1.0, QamConfig(steps=4)
+    )
+    assert {step.loss.dtype, step.adjoints.dtype, step.path.velocities.dtype} == {torch.float32}
 
 
 @pytest.mark.parametrize("adjoint", [lean_adjoint, denoiser_adjoint])
