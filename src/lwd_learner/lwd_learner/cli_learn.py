@@ -27,6 +27,7 @@ from lwd_learner.cli_terminal import console, fail, progress_bar
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.evaluate import success_rate
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
+from lwd_learner.methods import DEFAULT, METHODS, named
 from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
 from lwd_learner.sim_policy import NothingToFit, sim_policy
 from lwd_learner.trainer import TrainerConfig
@@ -39,6 +40,7 @@ from lwd_policy.trunk_file import TrunkRefused
 _SLICE = 10  # steps; Ctrl-C waits for so many
 _SAVE_EVERY = 200  # steps
 _LOSSES = ("clone_loss", "critic_loss", "policy_loss")
+_METHODS_HELP = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
 _REFUSALS = (
     CheckpointRefused,
     TrunkRefused,
@@ -70,6 +72,9 @@ def train(
         typer.Option(help="Checkpoint to start from; default: a fresh policy of the simulated robot"),
     ] = None,
     observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
+    method: Annotated[
+        str, typer.Option(help=f"How the offline phase learns: {_METHODS_HELP}. Each has a directory of its own")
+    ] = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     batch: Annotated[int, typer.Option(help="Rows of a step", min=1)] = TrainerConfig().batch,
 ) -> None:
@@ -79,13 +84,15 @@ def train(
         fail(f"{run} has no catalog.db; `lwd ingest` makes one")
     with Catalog(run / "catalog.db") as catalog:
         try:
-            config = LearnerConfig(TrainerConfig(batch=batch))
+            named(method)
+            config = LearnerConfig(TrainerConfig(batch=batch), method=method)
             store = LocalStore(run / "store")
             if policy is None:
                 start = sim_policy(observation, catalog, store, config.stride)
             else:
                 start = load_policy(policy, device)
-            learner = Learner(run / "learner", catalog, store, start, config, device)
+            name = "learner" if method == DEFAULT else f"learner_{method}"
+            learner = Learner(run / name, catalog, store, start, config, device, name=name)
             try:
                 _train(learner, phase, steps)
             finally:

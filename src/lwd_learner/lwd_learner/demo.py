@@ -44,7 +44,8 @@ from lwd_learner.demo_plan import (
     ROLLOUT_SEED,
     DemoPlan,
 )
-from lwd_learner.learner import DEPLOYED, Learner
+from lwd_learner.learner import Learner
+from lwd_learner.methods import named
 from lwd_learner.report import (
     DeployedVersion,
     EpisodeSource,
@@ -201,15 +202,16 @@ class Demo:
             policy, _ = checkpoint.load(before)
             learner = self._learner(policy)
             self._ingest(learner, "online")
+            successes = named("filtered_bc").draws
             for step in range(50):  # how long a step takes here and now
                 if step == 10:
                     began = time.monotonic()
-                learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=DEPLOYED), 0.0)
+                learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=successes), 0.0)
             steps = int(self._log.learn_s / ((time.monotonic() - began) / 40))
             steps = min(steps, 2 * self.plan.clone_steps)
             began = time.monotonic()
             rate = learner.config.refit_rate
-            self._train("filtered cloning", steps, lambda count, look: learner.clone(count, DEPLOYED, look, rate))
+            self._train("filtered cloning", steps, lambda count, look: learner.clone(count, successes, look, rate))
             self._log.baseline = f"{steps} updates in {time.monotonic() - began:.0f} s"
             learner.close()
         return checkpoint.save(self.directory / "baselines", policy)

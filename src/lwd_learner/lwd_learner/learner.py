@@ -26,14 +26,15 @@ from lwd_fleet.data.catalog import Catalog, EpisodeRow, PolicyRow
 from lwd_fleet.data.episode import RecordedMessage, bag_messages
 from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore
 from lwd_fleet.data.summary import OUTCOMES
+from lwd_learner.batch import Batch
+from lwd_learner.extraction.headed import deployed
 from lwd_learner.gate import AUC_MIN, outcome_auc
+from lwd_learner.methods import DEFAULT, named
 from lwd_learner.replay import Replay, Selection
 from lwd_learner.replay_episode import ReplayEpisode, ReplayLayout, Source
+from lwd_learner.selections import DEMONSTRATIONS, DEPLOYED
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.transitions import (
-    AUTHOR_EXPERT,
-    AUTHOR_HUMAN,
-    AUTHOR_POLICY,
     OUTCOME_SUCCESS,
     EpisodeTrace,
     EpisodeUnusable,
@@ -46,8 +47,6 @@ from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
-DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=frozenset({OUTCOME_SUCCESS}))
-DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=frozenset({OUTCOME_SUCCESS}), otherwise=DEMONSTRATIONS)
 _WARM_UP = 100  # cloning steps
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
@@ -64,6 +63,7 @@ class LearnerConfig:
     held_out: float = 0.1  # share of episodes that only judge the critic
     check_every: int = 50  # steps between two looks at the critic
     over_estimate_max: float = 0.05  # tau_base is raised only while Q is no more above the outcome (4.1b)
+    method: str = DEFAULT  # one of `methods.METHODS`; it changes the trainer's settings to its own
 
 
 @dataclass
@@ -104,6 +104,7 @@ class Learner:
     ) -> None:
         """Continues where an earlier process of the same run directory stopped."""
         self.config = config or LearnerConfig()
+        self.method = named(self.config.method)
         self.policy = policy.to(device)
         self.catalog = catalog
         self.run_dir = run_dir
@@ -115,7 +116,7 @@ class Learner:
             policy.context_dim,
             action.horizon,
             action.dim,
-            replace(self.config.trainer, step_s=action.step_s),
+            replace(self.method.adapt(self.config.trainer), step_s=action.step_s),
             device,
             seed,
         )
@@ -212,23 +213,30 @@ class Learner:
         return True
 
     def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
-        """DIVL and QAM on the replay: `steps` of the LEARNER step of algorithm.md 3."""
+        """`steps` of the method on the replay: the LEARNER step of algorithm.md 3, or of cloning at a constant rate."""
         for step in range(steps):
+            if not self.method.judges:
+                progress(step + 1, self.trainer.clone(self._draw()))
+                continue
             if self.trainer.steps >= self._next_check:
                 self.check = self._check_critic()
                 self._next_check = self.trainer.steps + self.config.check_every
-            batch = self.replay.sample(
-                self.config.trainer.batch,
-                self.trainer.sampling,
-                self.trainer.config.gamma,
-                n_step=dict(self.config.n_step),
-            )
             metrics = self.trainer.learn(
-                batch,
+                self._draw(),
                 update_policy=self.check.knows_something,
                 raise_tau=self.check.over_estimate <= self.config.over_estimate_max,
             )
             progress(step + 1, metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate})
+
+    def _draw(self) -> Batch:
+        """A minibatch of what the method learns from."""
+        return self.replay.sample(
+            self.config.trainer.batch,
+            self.trainer.sampling,
+            self.trainer.config.gamma,
+            n_step=dict(self.config.n_step),
+            selection=self.method.draws,
+        )
 
     def _check_critic(self) -> CriticCheck:
         """Judge the critic by episodes it was not trained on."""
@@ -251,11 +259,12 @@ class Learner:
     def publish(self, metrics: Mapping[str, float] | None = None) -> int:
         """Make the present policy the version that the fleet should run: a new one, unless the newest is this very
         policy (the critic did not let it change). Returns its number."""
-        if self.version < 0 or not checkpoint.holds(_folder(self.catalog.policy(self.version)), self.policy):
+        policy = deployed(self.policy, self.trainer.extraction)
+        if self.version < 0 or not checkpoint.holds(_folder(self.catalog.policy(self.version)), policy):
             snapshot = (self.snapshot, self.catalog.snapshot()[1])
             parent = self.version if self.version >= 0 else None
             origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
-            path = checkpoint.save(self.run_dir.parent / "policies", self.policy, origin)
+            path = checkpoint.save(self.run_dir.parent / "policies", policy, origin)
             finite = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
             self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
         if self.catalog.policy(self.version).state == "candidate":  # new, or its learner died before the next line
@@ -315,5 +324,6 @@ def feature_key(policy: FlowPolicy) -> str:
 
 
 def load_policy(path: Path, device: str | torch.device = "cpu") -> FlowPolicy:
-    """A policy to go on training from. Raises CheckpointRefused."""
-    return checkpoint.load(path, device=device)[0]
+    """A policy to go on training from: the flow. A head belongs to the critic that trained it, and the trainer has its
+    own. Raises CheckpointRefused."""
+    return checkpoint.load(path, device=device)[0].with_head(None)

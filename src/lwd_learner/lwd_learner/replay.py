@@ -45,12 +45,14 @@ class ReplayEmpty(Exception):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which transitions to draw from. None: no restriction; `otherwise`: of tasks that this one has nothing of."""
+    """Which transitions to draw from. None: no restriction."""
 
     authors: frozenset[int] | None = None
     outcomes: frozenset[int] | None = None
     source: Source | None = None
-    otherwise: Selection | None = None
+    beside: int | None = None  # only of episodes in which this author acted, too
+    also: Selection | None = None  # what this one takes as well, whatever stands above
+    otherwise: Selection | None = None  # what of tasks that there is nothing of
 
 
 EVERYTHING = Selection()
@@ -332,14 +334,8 @@ class Replay:
         if selection not in self._indices:
             groups: list[list[NDArray[np.int64]]] = [[] for _ in range(2 * len(self.tasks))]
             for entry in self._entries:
-                if selection.outcomes is not None and entry.outcome not in selection.outcomes:
-                    continue
-                if selection.source is not None and entry.source != selection.source:
-                    continue
                 rows = np.arange(entry.first_row, entry.first_row + entry.rows, dtype=np.int64)
-                if selection.authors is not None:
-                    author = self._transitions.view["author"][entry.first_row : entry.first_row + entry.rows]
-                    rows = rows[np.isin(author, list(selection.authors))]
+                rows = rows[_fits(entry, self._transitions.view["author"][rows], selection)]
                 groups[2 * self._task_of[entry.number] + (entry.source == "online")].append(rows)
             parts = [np.concatenate([np.zeros(0, np.int64), *group]) for group in groups]
             if selection.otherwise is not None:
@@ -353,6 +349,22 @@ class Replay:
             everything = np.concatenate([np.zeros(0, np.int64), *parts])
             self._indices[selection] = _Index(everything, start, count, tasks)
         return self._indices[selection]
+
+
+def _fits(entry: _Entry, author: NDArray[np.uint8], selection: Selection) -> NDArray[np.bool_]:
+    """[R] which of an episode's rows, by these authors, are in a selection, `otherwise` apart."""
+    fits = np.ones(len(author), np.bool_)
+    if selection.authors is not None:
+        fits &= np.isin(author, list(selection.authors))
+    if selection.outcomes is not None:
+        fits &= entry.outcome in selection.outcomes
+    if selection.source is not None:
+        fits &= entry.source == selection.source
+    if selection.beside is not None:
+        fits &= selection.beside in author
+    if selection.also is not None:
+        fits |= _fits(entry, author, selection.also)
+    return fits
 
 
 def _prepare(ledger: sqlite3.Connection, layout: ReplayLayout, directory: Path) -> tuple[int, int]:

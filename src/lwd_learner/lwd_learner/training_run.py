@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from lwd_learner.learner import DEMONSTRATIONS, Learner
+from lwd_learner.learner import Learner
+from lwd_learner.selections import DEMONSTRATIONS
 from lwd_learner.training_state import saved_states
 
 Phase = Literal["bc", "offline", "online"]

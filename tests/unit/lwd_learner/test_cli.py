@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from lwd_fleet.data.catalog import Catalog
 from lwd_learner.cli import app
+from lwd_learner.methods import METHODS
 from lwd_policy import checkpoint
 
 MAPPING = Path(__file__).parents[3] / "config" / "mappings" / "rosbag2_cpp_mcap.yaml"
@@ -49,6 +50,13 @@ def test_every_command_explains_itself() -> None:
         assert lwd(command, "--help").exit_code == 0
 
 
+def test_the_methods_to_train_by_are_listed_and_an_unknown_one_names_them(tmp_path: Path) -> None:
+    listed = lwd("train", "--help").output
+    (tmp_path / "catalog.db").touch()
+    refused = lwd("train", "offline", "--run", tmp_path, "--method", "magic", "--steps", 1).stderr
+    assert all(name in listed and name in refused for name in METHODS) and "no method 'magic'" in refused
+
+
 def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     (tmp_path / "catalog.db").touch()
@@ -58,6 +66,7 @@ def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> No
         ("ingest", nowhere, "--run", tmp_path / "run"),
         ("train", "bc", "--run", nowhere, "--policy", nowhere, "--steps", 1),
         ("train", "bc", "--run", tmp_path, "--policy", nowhere, "--steps", 1),
+        ("train", "offline", "--run", tmp_path, "--method", "magic", "--steps", 1),
         ("eval", "--policy", nowhere),
         ("eval", "--policy", nowhere, "--task", "juggle"),
         ("eval", "--policy", nowhere, "--shift", "weather"),

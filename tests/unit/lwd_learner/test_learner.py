@@ -11,9 +11,14 @@ import torch
 from small_run import SmallRun, small_config
 
 from lwd_learner import value_learner
-from lwd_learner.learner import DEMONSTRATIONS, CriticCheck, Learner
+from lwd_learner.extraction.edit import EditConfig
+from lwd_learner.extraction.headed import HeadConfig
+from lwd_learner.extraction.one_step import OneStepConfig
+from lwd_learner.learner import CriticCheck, Learner, LearnerConfig, load_policy
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
+from lwd_learner.selections import DEMONSTRATIONS
+from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.training_state import saved_states
 from lwd_policy import checkpoint
@@ -255,3 +260,29 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_the_good_version(
         worker.close()
     desired = run.catalog.desired_policy()
     assert desired is not None and desired.version == first
+
+
+@pytest.mark.parametrize("head", [EditConfig(acts_after=4), OneStepConfig(acts_after=4)])
+def test_a_version_has_its_head_once_that_acts_and_training_goes_on_from_its_flow(
+    run: SmallRun, trusted_critic: None, head: HeadConfig
+) -> None:
+    config = LearnerConfig(TrainerConfig(batch=32, head=head), held_out=0.0)
+    learner = Learner(run.root / "learner", run.catalog, run.store, run.policy(), config)
+    learner.ingest("offline")
+    learner.trainer.freeze_reference()
+    learner.learn(3)
+    plain = learner.publish()
+    learner.learn(1)
+    headed = learner.publish()
+    paths = [Path(run.catalog.policy(version).uri.removeprefix("file://")) for version in (plain, headed)]
+    assert [checkpoint.read_card(path).head is None for path in paths] == [True, False]
+    assert learner.publish() == headed, "it did not change"
+    policy, _ = checkpoint.load(paths[1])
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(5, policy.context_dim, generator=generator)
+    noise = torch.randn(5, *policy.noise_shape, generator=generator)
+    assert policy.noise_shape == learner.trainer.noise_shape
+    torch.testing.assert_close(policy.act(context, noise), learner.trainer.act(context, noise))
+    start = load_policy(paths[1])
+    assert start.head is None and torch.equal(start.expert.leave.weight, learner.policy.expert.leave.weight)
+    learner.close()

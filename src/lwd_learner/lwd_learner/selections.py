@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a run's transitions is worth cloning: the part in which imitating methods differ."""
+
+from __future__ import annotations
+
+from lwd_learner.replay import Selection
+from lwd_learner.transitions import AUTHOR_EXPERT, AUTHOR_HUMAN, AUTHOR_POLICY, OUTCOME_SUCCESS
+
+_SUCCEEDED = frozenset({OUTCOME_SUCCESS})
+
+# What a person or a scripted expert did, where it succeeded.
+DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=_SUCCEEDED)
+
+# What the policy did in deployment, where it succeeded. Tasks without any keep their demonstrations.
+DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=_SUCCEEDED, otherwise=DEMONSTRATIONS)
+
+# Demonstrations, and what people did when they took over from a policy: whether the episode was saved by it or not, it
+# shows what should have been done there.
+CORRECTED = Selection(authors=frozenset({AUTHOR_HUMAN}), beside=AUTHOR_POLICY, also=DEMONSTRATIONS)
