@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_mode_bandit
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
@@ -192,8 +193,8 @@ def test_one_step_ends_between_the_end_of_the_flow_and_the_top_of_q_as_the_weigh
     assert isinstance(head.network, OneStepHead)
     expert = head.network.expert
     own = distillation / (H * A) / (distillation / (H * A) + steepness)
-    assert 1 + float(expert.slope) == pytest.approx(own * EULER, abs=0.02)
-    assert float(expert.shift) == pytest.approx((1 - own) * top, abs=0.02)
+    assert 1 + float(expert.slope.detach()) == pytest.approx(own * EULER, abs=0.02)
+    assert float(expert.shift.detach()) == pytest.approx((1 - own) * top, abs=0.02)
 
 
 def test_the_flow_of_a_one_step_head_is_the_one_that_learns_not_the_reference() -> None:
@@ -310,3 +311,26 @@ def test_a_state_of_another_head_is_refused_and_one_of_before_there_were_heads_i
     record.write_text(record.read_text().replace('  "head": null,\n', ""))
     assert '"head"' not in record.read_text()
     trainer(None).load(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        EditConfig(head=EditSpec(scale=1.2, width=64), acts_after=0),
+        OneStepConfig(distillation=0.3, acts_after=0),
+    ],
+)
+def test_a_cloned_flow_goes_both_ways_and_with_a_head_it_goes_where_that_pays(head: HeadConfig) -> None:
+    """One state, two modes, of which one pays; the edit may reach from one to the other."""
+    config = replace(two_mode_bandit.made(CloningConfig()).config, head=head)
+    size = two_mode_bandit.C, two_mode_bandit.H, two_mode_bandit.A
+    made = Trainer(two_mode_bandit.Expert(), *size, config)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(250):
+        made.clone(two_mode_bandit.replayed(generator))
+    made.freeze_reference()
+    for _ in range(150):
+        made.learn(two_mode_bandit.replayed(generator))
+    assert two_mode_bandit.share_right(made) > 0.95
+    made.extraction = headed(made).extraction
+    assert 0.35 < two_mode_bandit.share_right(made) < 0.65
