@@ -30,12 +30,8 @@ class QamConfig:
 
     steps: int = 10  # K; fewer than 10 lost most of the gain in the authors' data
     rollout: Rollout = "on_policy"  # whose paths; only the policy's own have the tilt as fixed point, 4.3
-    adjoint: Adjoint = (
-        "denoiser"  # vjp: as published, wrong for a narrow reference; the others need no VJP, 6.5
-    )
-    pairing: Pairing = (
-        "left"  # of a step with an adjoint; moves Gaussians of any width by the exact tilt, 2.7
-    )
+    adjoint: Adjoint = "denoiser"  # vjp: as published, wrong for a narrow reference, 6.5; others: no VJP
+    pairing: Pairing = "official"  # left: the exact shift, but more of a network's noise; see docs/method.md
     spread_rows: int = 16  # contexts per update that "gaussian" samples the reference in, twice each
     spread_ema: float = 0.01  # weight of the newest of these; with 16 rows s^2 is known to 3 %
     temperature: Literal["path_kl", "fixed"] = "path_kl"  # Q's scale is unknown: fix the distance, 4.4

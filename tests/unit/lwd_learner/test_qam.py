@@ -431,7 +431,5 @@ def test_the_paper_preset() -> None:
     paper = QamConfig().paper()
     assert (paper.rollout, effective_lambda(initial_dual(paper), paper)) == ("reference", 2.0)
     assert (paper.adjoint, paper.pairing, paper.box_penalty) == ("vjp", "official", 0.0)
-    back = replace(
-        paper, rollout="on_policy", temperature="path_kl", adjoint="denoiser", pairing="left", box_penalty=1.0
-    )
+    back = replace(paper, rollout="on_policy", temperature="path_kl", adjoint="denoiser", box_penalty=1.0)
     assert back == QamConfig()

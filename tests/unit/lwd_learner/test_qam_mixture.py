@@ -292,7 +292,7 @@ def test_where_each_adjoint_and_pairing_ends_between_two_modes(adjoint: Adjoint,
     assert distance(flow, 10, BASE.tilt(1.5)) == pytest.approx(away, abs=0.005)
 
 
-def test_ten_steps_along_the_tilts_own_velocity_are_no_nearer_to_it_than_the_default() -> None:
+def test_ten_steps_along_the_tilts_own_velocity_are_no_nearer_to_it_than_denoiser_and_left() -> None:
     tilt = BASE.tilt(1.5)
     assert distance(tilt, 10, tilt) == pytest.approx(ABLATION["denoiser", "left"][1], abs=0.005)
 
