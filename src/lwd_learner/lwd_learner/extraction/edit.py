@@ -101,7 +101,7 @@ class Edit:
         return {
             "edit_loss": loss,
             "edit_gradient": norm,
-            "edit_entropy": entropy.sum() / coordinates.sum().clamp_min(1),
+            "edit_entropy": (entropy / coordinates.clamp_min(1)).mean(),
             "edit_temperature": temperature.detach(),
             "edit_size": self._config.head.scale * edit.detach().abs().mean(),
             "edit_value": value.detach().mean(),

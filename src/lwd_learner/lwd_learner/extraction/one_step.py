@@ -53,7 +53,8 @@ class OneStep:
     ) -> None:
         self._config, self._flow, self._actor, self._values = config, flow, actor, values
         self.network = OneStepHead(actor.ranks.copy(actor.descent.module))
-        self._descent = actor.descent.beside("one_step", self.network)
+        self._descent = actor.descent.beside("one_step", self.network.expert)
+        self._learning = OneStepHead(self._descent.network)
         self.modules: Mapping[str, nn.Module] = {"one_step": self.network}
         self.descents = (self._descent,)
 
@@ -61,7 +62,7 @@ class OneStep:
         """One step. All steps of a chunk follow the flow; those that were executed climb as well."""
         noise = self._actor.normal(batch.action.shape)
         flow = self._flow(batch.context, noise)
-        chunk = self._descent.network(batch.context, noise)
+        chunk = self._learning(batch.context, noise)
         value = climbed_value(self._values, batch.context, chunk.clamp(-1.0, 1.0), batch.mask)
         loss = one_step_loss(chunk, flow, value, self._config.distillation)
         norm = self._descent.step(loss)
