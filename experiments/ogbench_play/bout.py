@@ -69,7 +69,7 @@ class Harness:
     grad_norm_max: float = 1.0  # of each network, as published
     critics: int = 2  # heads; the published code has 10
     tau_base: float = 0.9  # quantile of V: play rarely does what a task asks for
-    clone_updates: int = 30_000  # of the policy that every method starts from; the critics learn along
+    clone_updates: int = 20_000  # of the policy that every method starts from; the critics learn along
     updates: int = 30_000  # of every method after that
     evaluate_every: int = 5_000  # updates
     episodes: int = 50  # of one evaluation
@@ -240,7 +240,7 @@ class Bout:
         # The flow must not see from its noise whether there are heads on it.
         beside = copy.copy(flow.actor)
         beside.noise = torch.Generator().manual_seed(self.seed + 2)
-        headed = with_head(entry.head, flow.extraction, beside, self.values, self.sampler.context_dim)
+        headed = with_head(entry.head, flow.extraction, beside, self.values)
         assert isinstance(headed, Headed)  # there is a head to have
         return Competitor(entry, flow, headed.head, beside.noise)
 
