@@ -29,7 +29,7 @@ EPISODES = 100  # of play, 1,000 transitions each
 DATA_SEED = 0
 
 _REPORT = Harness()
-_DEVELOPMENT = replace(_REPORT, updates=6_000, evaluate_every=2_000)
+_DEVELOPMENT = replace(_REPORT, updates=5_000, evaluate_every=2_500)
 _ROWS = (
     128  # of the batch's 256, for what asks the critic about its own actions: saves time, half of it for QAM
 )
@@ -64,6 +64,7 @@ def _trials() -> Iterator[Entry]:
 
 
 TRIALS = {entry.name: entry for entry in _trials()}
+_TOGETHER = (("qam", "qam_edit"), ("bc", "best_of_n", "awr", "fql"), ("qam_kl",))  # trials in one process
 CHOSEN = ("bc",)  # for the report: of each method the trial with most successes in development
 CHOSEN_SCENE = ("bc",)
 
@@ -99,9 +100,8 @@ class Match:
 def matches(stage: Stage) -> Iterator[Match]:
     """In the order in which they are worth most."""
     if stage is Stage.DEVELOPMENT:
-        slow = tuple(entry for entry in TRIALS.values() if entry.method == "qam_kl")
-        fast = tuple(entry for entry in TRIALS.values() if entry not in slow)
-        for entries in (fast, slow):  # two, so that two processes can share them
+        for methods in _TOGETHER:
+            entries = tuple(entry for entry in TRIALS.values() if entry.method in methods)
             yield Match("cube-single", DEVELOPMENT_TASK, DEVELOPMENT_SEED, _DEVELOPMENT, entries)
         return
     for environment, names in (("cube-single", CHOSEN), ("scene", CHOSEN_SCENE)):
