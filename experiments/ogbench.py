@@ -33,7 +33,7 @@ from experiments.ogbench_play.batches import ChunkSampler
 from experiments.ogbench_play.bout import GAMMA, Bout
 from experiments.ogbench_play.collect import digest, load_or_collect
 from experiments.ogbench_play.plan import DATA_SEED, EPISODES, Match, Stage, matches
-from experiments.ogbench_play.summary import figure, load_runs, summarise
+from experiments.ogbench_play.summary import figure, load_runs, summarise, trials
 from experiments.ogbench_play.tasks import SingleTask
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -59,10 +59,11 @@ def train(
 def write_summary(
     results: Annotated[Path, typer.Option(help="Where results are")] = RESULTS,
 ) -> None:
-    """Write summary.json and the figure from the finished runs of the report, and choices.json from development."""
+    """Write summary.json and the figure from the finished runs of the report, and the trials of development."""
     runs = load_runs(results / "runs" / Stage.REPORT.value)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     summary = summarise(runs) | {
+        "trials": trials(load_runs(results / "runs" / Stage.DEVELOPMENT.value)),
         "command": "python -m experiments.ogbench train report",
         "commit": head.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per process, no GPU",

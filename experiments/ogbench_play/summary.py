@@ -20,11 +20,12 @@ LAST = 3  # evaluations that a run's success is the mean of: the published proto
 RESAMPLES = 10_000
 LABELS = {
     "bc": "cloning",
+    "best_of_n": "cloning, best of N by the critic",
     "awr": "IQL + AWR",
     "fql": "FQL",
     "qam": "QAM, fixed temperature",
     "qam_kl": "QAM, path-KL temperature",
-    "qam_edit": "QAM-E",
+    "qam_edit": "QAM-E (QAM, fixed, with an edit head)",
 }
 Run = dict[str, Any]
 
@@ -69,6 +70,16 @@ def summarise(runs: Iterable[Run]) -> dict[str, Any]:
         intervals[f"success_{name}"] = list(interval(finals))
         seeds[name] = [run["seed"] for run in group]
     return {"metrics": metrics, "intervals": intervals, "seeds": seeds}
+
+
+def trials(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """Of each method and setting the success over all evaluations since cloning: what the choice is made by."""
+    table: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for run in runs:
+        points = run["curve"][1:]
+        successes, episodes = (sum(point[key] for point in points) for key in ("successes", "episodes"))
+        table[run["method"]][run["setting"]] = successes / episodes
+    return dict(table)
 
 
 def figure(runs: Sequence[Run], path: Path) -> None:

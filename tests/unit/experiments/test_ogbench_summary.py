@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from experiments.ogbench_play.summary import final_success, interval, summarise
+from experiments.ogbench_play.summary import final_success, interval, summarise, trials
 
 
 def evaluations(successes: list[int]) -> np.ndarray:
@@ -39,3 +39,9 @@ def test_success_is_the_mean_of_the_last_three_evaluations() -> None:
     assert summary["metrics"]["cpu_minutes_bc"] == pytest.approx(3.0)
     assert summary["metrics"]["updates_scene_bc"] == 30
     assert summary["seeds"] == {"bc": [4], "scene_bc": [5]}
+
+
+def test_trials_count_every_evaluation_since_cloning() -> None:
+    curve = [{"successes": count, "episodes": 50} for count in (50, 5, 15)]
+    runs = [{"method": "qam", "setting": name, "curve": curve} for name in ("a", "b")]
+    assert trials(runs) == {"qam": {"a": 0.2, "b": 0.2}}
