@@ -20,6 +20,7 @@ from lwd_learner.extraction.recap import (
     RecapConfig,
     best_rows,
 )
+from lwd_learner.ranks import Ranks
 from lwd_learner.state_networks import StateFlow
 from lwd_learner.trainer import Trainer
 from lwd_learner.transitions import AUTHOR_HUMAN, AUTHOR_POLICY
@@ -82,6 +83,12 @@ def test_a_widened_expert_does_what_it_did_whatever_it_is_told(kind: type[nn.Mod
 def test_an_expert_that_does_not_say_where_its_context_enters_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear names no linear map in `context_entry`"):
         widened(nn.Linear(3, 3), 3, 2)
+
+
+def test_an_expert_in_pieces_on_several_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "whole", lambda ranks, tensor: tensor.clone())  # as where it must be gathered
+    with pytest.raises(ValueError, match="ddp, not fsdp"):
+        bandit.made(RecapConfig())
 
 
 def test_the_share_that_is_positive_is_that_of_each_task() -> None:

@@ -58,10 +58,14 @@ def best_rows(advantage: Tensor, task: Tensor, share: float) -> Tensor:
 class AdvantageConditioned:
     """Trains a wider copy of the actor's expert. After each step the actor's expert is what the copy does when told
     "positive": it can be published at any time. The batch decides what is positive in it; with several ranks, each
-    rank's part of it does."""
+    rank's part of it does. Raises ValueError where ranks keep pieces of the expert: a piece cannot be widened."""
 
     def __init__(self, actor: FlowActor, values: ValueLearner, config: RecapConfig) -> None:
         self._actor, self._values, self._config = actor, values, config
+        if any(actor.ranks.whole(one) is not one for one in actor.descent.module.parameters()):
+            raise ValueError(
+                "RECAP widens the expert, which needs it whole on every rank: train it with ddp, not fsdp"
+            )
         self.wide = widened(actor.descent.module, values.context_dim, len(NOTHING))
         self._descent = actor.descent.beside("recap", self.wide)
         self.modules: Mapping[str, nn.Module] = {"recap": self.wide}
