@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
 
 Strategy = Literal["ddp", "fsdp"]
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _TIMEOUT = timedelta(minutes=10)  # of one collective; the first rank may be ingesting meanwhile
+
+
+class LaunchRefused(Exception):
+    """`torchrun` was started in a way in which its processes would not find each other."""
 
 
 def launched() -> bool:
@@ -32,10 +38,14 @@ def launched() -> bool:
 
 @contextmanager
 def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
-    """The ranks that `torchrun` started; alone without it. device: cpu, or cuda for the GPU with the local rank's number."""
+    """The ranks that `torchrun` started; alone without it. device: cpu, or cuda for the GPU with the local rank's number.
+
+    Raises LaunchRefused.
+    """
     if not launched():
         yield ALONE
         return
+    _require_new_store()
     place = torch.device(device)
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -45,6 +55,17 @@ def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
         yield ShardedGroup(place) if strategy == "fsdp" else Group(place)
     finally:
         dist.destroy_process_group()
+
+
+def _require_new_store() -> None:
+    """torchrun keeps one store for all restarts unless told otherwise. The addresses of processes that are gone are
+    still in it, and new ones wait for them, for ever or until they fail."""
+    restarts = int(os.environ["TORCHELASTIC_MAX_RESTARTS"])
+    if restarts > 0 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise LaunchRefused(
+            f"torchrun may restart these processes {restarts} times, but they would look for each other where the dead"
+            f" ones were; start it as `{_OWN_STORE}=1 torchrun ...`"
+        )
 
 
 class Group(Ranks):
@@ -103,7 +124,9 @@ class Group(Ranks):
         # Networks here have constant buffers only. A network that is called several times before one `backward`, as
         # the flow expert is by adjoint matching, has its gradient reduced once.
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():  # a new name that older versions do not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
     def bare(self, module: nn.Module) -> nn.Module:
         return module.module if isinstance(module, DistributedDataParallel) else module
@@ -124,8 +147,12 @@ class ShardedGroup(Group):
         self._mesh = init_device_mesh(device.type, (self.size,))
         # FSDP's modules cannot be copied: plain ones without memory are kept to make copies from.
         self._blanks: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+        # Nothing here writes into what a network returned.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
     def place(self, module: nn.Module) -> nn.Module:
+        if module in self._blanks:  # or a copy of one: it is placed
+            return module
         blank = copy.deepcopy(module).to("meta")
         module = self._shard(super().place(module))
         self._blanks[module] = blank
@@ -158,7 +185,7 @@ class ShardedGroup(Group):
 
     def _shard(self, module: nn.Module) -> nn.Module:
         lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-        for block in (block for each in reversed(lists) for block in each):
-            fully_shard(block, mesh=self._mesh)
-        fully_shard(module, mesh=self._mesh)
+        # What is read between two calls (slow copies, saved states) must lie in parts then, also the outermost.
+        for block in (*(block for each in reversed(lists) for block in each), module):
+            fully_shard(block, mesh=self._mesh, reshard_after_forward=True)
         return module
