@@ -246,25 +246,28 @@ def test_what_learns_below_a_head_learns_as_it_does_without_until_the_noise_diff
 
 
 @pytest.mark.parametrize("config", HEADS)
-def test_a_head_acts_once_it_has_followed_the_reference_long_enough(config: HeadConfig) -> None:
+def test_a_head_acts_once_it_has_followed_a_reference_long_enough_and_goes_on_with_the_next(
+    config: HeadConfig,
+) -> None:
     made = trainer(config)
     context, noise = batch().context, torch.randn(ROWS, *made.noise_shape)
 
     def flow() -> Tensor:
         return headed(made).extraction.act(context, noise[:, :H])
 
-    for acts in (0.0, 1.0):
+    for acts in (0.0, 0.0, 1.0):
         assert torch.equal(made.act(context, noise), flow())
         assert made.learn(batch())["head_acts"] == acts
-    assert not torch.equal(made.act(context, noise), flow())
+        if made.steps == 1:
+            made.freeze_reference()  # what it had followed by then was another one
+    acting = made.act(context, noise)
+    assert not torch.equal(acting, flow())
     made.freeze_reference()
-    assert torch.equal(made.act(context, noise), flow()), "of a new reference it knows nothing yet"
+    assert torch.equal(made.act(context, noise), acting), "it follows the new reference while it acts"
 
 
-def test_a_one_step_head_begins_each_phase_as_the_first_step_of_the_flow() -> None:
+def test_a_one_step_head_begins_as_the_first_step_of_the_flow() -> None:
     made = trainer(OneStepConfig(acts_after=0))
-    for _ in range(3):
-        made.learn(batch())
     made.actor.expert.slope.data.fill_(-0.3)
     made.freeze_reference()
     noise = torch.full((1, H, A), 0.5)

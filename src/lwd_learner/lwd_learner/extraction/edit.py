@@ -36,7 +36,7 @@ class EditConfig:
     temperature_rate: float = (
         3e-3  # Adam, of its logarithm; at the policy's rate a factor 10 takes 8000 updates
     )
-    acts_after: int = 1000  # updates since a reference was frozen; until then the flow acts alone
+    acts_after: int = 1000  # updates since the first reference was frozen; until then the flow acts alone
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
@@ -112,7 +112,7 @@ class Edit:
         start, own = split_noise(noise, self._actor.chunk[0])
         return self.network.act(context, self._flow(context, start), own)
 
-    def restart(self) -> None:
+    def restart(self, anew: bool = True) -> None:
         """What it learned of the critic stays true, and it sees where the flow now goes: only its momentum is dropped."""
         for descent in self.descents:
             descent.restart()

@@ -24,8 +24,8 @@ class Head(Protocol):
     def act(self, context: Tensor, noise: Tensor) -> Tensor:
         """context [B, C], noise [B, N, A] (`action_head.noise_steps`) -> chunk [B, H, A] in [-1, 1], without gradient."""
 
-    def restart(self) -> None:
-        """The reference was frozen anew."""
+    def restart(self, anew: bool = True) -> None:
+        """The reference was frozen anew. anew: and the head never acted; otherwise it goes on from what it is."""
 
     @property
     def network(self) -> ActionHead:

@@ -45,13 +45,13 @@ def with_head(
 
 
 class Headed:
-    """Is an extraction. The head acts once it has followed the present reference for `acts_after` updates: what it does
+    """Is an extraction. The head acts once it has had `acts_after` updates on top of a frozen reference: what it does
     before that is an accident of its first weights, and robots may be given the policy at any time."""
 
     def __init__(self, extraction: Extraction, head: Head, acts_after: int, horizon: int) -> None:
         self.extraction, self.head = extraction, head
         self._acts_after, self._horizon = acts_after, horizon
-        self._updates = 0  # of the head, since the reference was frozen
+        self._updates = 0  # of the head, since it began
 
     @property
     def acting(self) -> bool:
@@ -71,10 +71,12 @@ class Headed:
         return self.extraction.act(context, noise[:, : self._horizon])
 
     def restart(self) -> None:
-        """A new phase for both; the flow acts alone until the head has followed it."""
+        """A new phase for both. A head that acts goes on acting, and follows; one that does not yet begins again."""
+        anew = not self.acting or not self._updates
         self.extraction.restart()
-        self.head.restart()
-        self._updates = 0
+        self.head.restart(anew)
+        if anew:
+            self._updates = 0
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

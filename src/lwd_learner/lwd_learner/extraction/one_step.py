@@ -25,7 +25,7 @@ class OneStepConfig:
     distillation: float = (
         3.0  # value units per mean squared distance to the flow; 300 as published at values of 100
     )
-    acts_after: int = 5000  # updates since a reference was frozen; until then the flow acts
+    acts_after: int = 1000  # updates since the first reference was frozen; the flow acts until it is followed
 
     def __post_init__(self) -> None:
         if not self.distillation >= 0.0:
@@ -77,7 +77,8 @@ class OneStep:
         """What the head makes of the noise."""
         return self.network.act(context, noise)
 
-    def restart(self) -> None:
-        """It was trained to follow the flow before: it begins anew as the first step of the present one."""
-        self.network.expert.load_state_dict(self._actor.descent.module.state_dict())
+    def restart(self, anew: bool = True) -> None:
+        """Begin as the first step of the present flow, or go on: most of the way to another flow takes a hundred updates."""
+        if anew:
+            self.network.expert.load_state_dict(self._actor.descent.module.state_dict())
         self._descent.restart()
