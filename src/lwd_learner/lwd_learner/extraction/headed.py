@@ -103,5 +103,6 @@ def acting_noise_steps(config: HeadConfig | None, horizon: int) -> int:
 def deployed(policy: FlowPolicy, extraction: Extraction) -> FlowPolicy:
     """What robots are to run, where `policy` is the flow that the extraction improves: the same with the head, if one
     acts. Nothing is copied."""
-    acts = isinstance(extraction, Headed) and extraction.acting
-    return policy.with_head(extraction.head.network if acts else None)
+    if isinstance(extraction, Headed) and extraction.acting:
+        return policy.with_head(extraction.head.network)
+    return policy.with_head(None)
