@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,6 +75,7 @@ class Group(Ranks):
     def __init__(self, device: torch.device) -> None:
         """device: of the tensors that are sent."""
         self.index, self.size = dist.get_rank(), dist.get_world_size()
+        self.keeper = os.environ["LOCAL_RANK"] == "0"
         self.device = device
 
     def sampling(self, generator: torch.Generator) -> torch.Generator:
@@ -95,9 +97,32 @@ class Group(Ranks):
     def any(self, flag: bool) -> bool:
         return bool(self.total(self._numbers([float(flag)])) > 0)
 
+    def given(
+        self, tensors: Mapping[str, Tensor], record: dict[str, Any]
+    ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
+        text = json.dumps([shapes, record]).encode()
+        sent = torch.zeros(self.newest(len(text)), dtype=torch.uint8, device=self.device)
+        if self.first:
+            sent.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(sent, src=0)
+        shapes, record = json.loads(bytes(sent.tolist()))
+        got = {}
+        for name, (dtype, shape) in shapes.items():
+            tensor = tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, dtype))
+            moved = tensor.to(self.device).contiguous()
+            dist.broadcast(moved, src=0)
+            got[name] = moved.cpu()
+        return got, record
+
     def newest(self, number: int) -> int:
         sent = torch.tensor(number, device=self.device)
         dist.broadcast(sent, src=0)
+        return int(sent)
+
+    def least(self, number: int) -> int:
+        sent = torch.tensor(number, device=self.device)
+        dist.all_reduce(sent, dist.ReduceOp.MIN)
         return int(sent)
 
     def require_equal(self, tensors: Mapping[str, Tensor]) -> None:

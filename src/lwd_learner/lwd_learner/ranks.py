@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Ranks:
 
     index: int = 0
     size: int = 1
+
+    keeper: bool = True  # whether this rank keeps the files of its host; the first rank always does
 
     @property
     def first(self) -> bool:
@@ -73,8 +76,18 @@ class Ranks:
         """Whether it is so on any rank."""
         return flag
 
+    def given(
+        self, tensors: Mapping[str, Tensor], record: dict[str, Any]
+    ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """The first rank's tensors, on the CPU, and what it says of them as JSON. What others pass is ignored."""
+        return tensors, record
+
     def newest(self, number: int) -> int:
         """The first rank's number."""
+        return number
+
+    def least(self, number: int) -> int:
+        """The smallest number of any rank."""
         return number
 
     def require_equal(self, tensors: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -196,8 +196,8 @@ class Trainer:
     # --- saving --------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> Path:
-        """Write a state from which `load` continues bit for bit, on any number of ranks. Returns its directory below
-        `folder`, which all ranks see and the first one writes. Raises RanksDiverged."""
+        """Write a state from which `load` continues bit for bit, also on another number of ranks. Returns its directory
+        below `folder`; only the first rank writes. Raises RanksDiverged."""
         whole = self.ranks.whole
         tensors = {"rng.noise": self.actor.noise.get_state(), "rng.sampling": self.sampling.get_state()}
         for name, module in self._modules():
@@ -217,19 +217,24 @@ class Trainer:
             "sums": self._sums,
             "counts": self._counts,
         }
-        if self.ranks.first:
-            save_state(folder, self.steps, tensors, record)
+        written = save_state(folder, self.steps, tensors, record) if self.ranks.first else folder
         self.ranks.wait()
-        return saved_states(folder)[-1]
+        return written
 
     def load(self, folder: Path) -> None:
-        """Continue from the newest state below `folder`. Raises ResumeRefused; then nothing was changed."""
+        """Continue from the newest state below `folder`, of which only the first rank needs to have a copy. Raises
+        ResumeRefused; then nothing was changed."""
         part = self.ranks.part
-        states = saved_states(folder)
-        if not states:
-            raise ResumeRefused(f"{folder}: no training state")
-        tensors, record = load_state(states[-1])
-        _compare(self.config.to_record(), record["config"], states[-1])
+        where = folder
+        saved: tuple[Mapping[str, Tensor], dict[str, Any]] = {}, {}
+        if self.ranks.first:
+            states = saved_states(folder)
+            if not states:
+                raise ResumeRefused(f"{folder}: no training state")
+            where = states[-1]
+            saved = load_state(where)
+            _compare(self.config.to_record(), saved[1]["config"], where)
+        tensors, record = self.ranks.given(*saved)
         before = self.actor.reference
         self.actor.reference = self.actor.copy_expert() if record["has_reference"] else None
         modules = dict(self._modules())
@@ -243,7 +248,7 @@ class Trainer:
         ]
         if problems:
             self.actor.reference = before
-            raise ResumeRefused(f"{states[-1]}: {'; '.join(problems[:3])}")
+            raise ResumeRefused(f"{where}: {'; '.join(problems[:3])}")
         for name, module in modules.items():
             parts = {key: part(groups[name][key], like) for key, like in module.state_dict().items()}
             module.load_state_dict(parts)
@@ -258,7 +263,7 @@ class Trainer:
         self._sums = defaultdict(float, record["sums"])
         self._counts = defaultdict(int, record["counts"])
 
-    def _load_optimiser(self, descent: Descent, tensors: dict[str, Tensor]) -> None:
+    def _load_optimiser(self, descent: Descent, tensors: Mapping[str, Tensor]) -> None:
         descent.restart()
         parameters = list(descent.module.parameters())
         state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)

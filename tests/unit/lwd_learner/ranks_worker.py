@@ -19,6 +19,8 @@ from lwd_learner.critic import CriticConfig
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.distributed import joined
 from lwd_learner.extraction.awr import AwrConfig
+from lwd_learner.extraction.edit import EditConfig
+from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.qam import QamConfig
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
 from lwd_learner.trainer import Trainer, TrainerConfig
@@ -36,6 +38,8 @@ CASES = {
     "gaussian": replace(LWD, extraction=QamConfig(steps=5, adjoint="gaussian", spread_rows=4)),
     "some_rows": replace(LWD, policy_rows=8),
     "crowded": replace(LWD, extraction=QamConfig(steps=5, clip=0.5, saturated_share_max=CROWDED)),
+    "edit": replace(LWD, head=EditConfig()),
+    "one_step": replace(LWD, head=OneStepConfig(acts_after=5)),
     "awr": replace(LWD, extraction=AwrConfig(temperature=0.3)),
 }
 
@@ -150,7 +154,7 @@ def agree(out: Path, ranks: Ranks) -> None:
     seen["next"] = torch.rand(1, generator=generator).tolist()
     made.save(out / "whole")
     loaded = trainer("lwd", ranks, seed=1)
-    loaded.load(out / "whole")
+    loaded.load(out / "whole" if ranks.first else out / "elsewhere")  # another host has no copy
     curves = [updates(each, ranks, until=CLONE_STEPS + 6) for each in (made, loaded)]
     seen["goes_on"] = curves[0] == curves[1]
     with torch.no_grad():
