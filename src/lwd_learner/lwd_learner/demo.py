@@ -44,7 +44,7 @@ from lwd_learner.demo_plan import (
     ROLLOUT_SEED,
     DemoPlan,
 )
-from lwd_learner.learner import Learner
+from lwd_learner.learner import Learner, load_policy
 from lwd_learner.methods import named
 from lwd_learner.report import (
     DeployedVersion,
@@ -199,7 +199,7 @@ class Demo:
     def _clone_successes(self, before: Path) -> Path:
         """The baseline: clone what succeeded in deployment, from the same start, with the same data for as many seconds."""
         with self._stage("filtered cloning of the same data"):
-            policy, _ = checkpoint.load(before)
+            policy = load_policy(before)
             learner = self._learner(policy)
             self._ingest(learner, "online")
             successes = named("filtered_bc").draws
