@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,10 @@ class TrainerConfig:
         5e-4  # Adam, value and critic; as published, held constant: a deployment has no last step
     )
     grad_norm_max: float = 1.0  # of each network's gradient, section 3
+    precision: Literal["float32", "bf16"] = (
+        "float32"  # of activations and products; bf16: autocast, weights and sums stay as they are
+    )
+    compile: bool = False  # networks by torch.compile; the first updates take minutes
 
     def paper(self) -> TrainerConfig:
         """The `lwd_paper` preset. algorithm.md 4.20."""
@@ -107,6 +112,8 @@ class Trainer:
         extraction = make_extraction(config.extraction, self.actor, self.values)
         self.extraction = with_head(config.head, extraction, self.actor, self.values)
         self.sampling = torch.Generator().manual_seed(seed + 1)  # to be passed to Replay.sample
+        self._compiled: WeakSet[nn.Module] = WeakSet()
+        self._compile()
         self.steps = 0  # clone and learn steps
         self.online_steps = 0  # learn steps that raised tau_base
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -118,7 +125,7 @@ class Trainer:
         """One flow-matching step towards the batch's actions, where valid. algorithm.md 2.5. rate: learning rate of
         this step; None: `policy_rate`. Its sampling noise is far above what faster products lose."""
         self.actor.descent.set_rate(self.config.policy_rate if rate is None else rate)
-        with self._watch(), fast_products():
+        with self._watch(), self._autocast(), fast_products():
             loss = self.actor.cloning_loss(batch.to(self.device))
             norm = self.actor.descent.step(loss)
         self.steps += 1
@@ -127,6 +134,7 @@ class Trainer:
     def freeze_reference(self) -> None:
         """Make the present policy the reference that tilts are measured from. The only place that changes it."""
         self.actor.freeze_reference()
+        self._compile()
         self.extraction.restart()
 
     # --- reinforcement learning ----------------------------------------------------------------------------
@@ -140,7 +148,7 @@ class Trainer:
         """
         batch = batch.to(self.device)
         self.online_steps += int(raise_tau and self.ranks.any(bool(batch.online.any())))
-        with self._watch():
+        with self._watch(), self._autocast():
             metrics: Metrics = self.values.update(batch, self.config.divl.tau_base(self.online_steps))
             if update_policy:
                 rows = self.config.policy_rows
@@ -256,6 +264,7 @@ class Trainer:
             self.actor.reference.requires_grad_(False).eval()
         for descent in self._descents():
             self._load_optimiser(descent, tensors)
+        self._compile()
         self.actor.noise.set_state(tensors["rng.noise"])
         self.sampling.set_state(tensors["rng.sampling"])
         self.steps, self.online_steps = record["steps"], record["online_steps"]
@@ -286,6 +295,19 @@ class Trainer:
         yield "target_critic", self.values.target_critic
         for name, module in self.extraction.modules.items():
             yield name, self.ranks.bare(module)
+
+    def _compile(self) -> None:
+        """Have the networks compiled that are not yet, at their first call."""
+        if self.config.compile:
+            for _, module in self._modules():
+                if module not in self._compiled:
+                    module.compile()
+                    self._compiled.add(module)
+
+    def _autocast(self) -> torch.autocast:
+        # Without its cache: within one step weights change, and the target is of the value network as just updated.
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled, cache_enabled=False)
 
     def _descents(self) -> Iterator[Descent]:
         yield self.actor.descent

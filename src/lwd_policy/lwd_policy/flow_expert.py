@@ -31,7 +31,9 @@ class FlowExpert(nn.Module):
     condition is computed once and the blocks are square.
     """
 
-    context_entry = "context.0"  # the linear map by which context enters: where a constant input can become a bias
+    context_entry = (
+        "context.0"  # the linear map by which context enters: where a constant input can become a bias
+    )
     frequency: Tensor
 
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
@@ -58,7 +60,9 @@ class FlowExpert(nn.Module):
         hidden = self.enter(noisy.flatten(1)) + condition
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, modulation[2 * index], modulation[2 * index + 1])
-        velocity: Tensor = self.leave(nn.functional.silu(hidden))
+        # Under autocast too the last product is in full: what is learned is a small difference of two velocities.
+        with torch.autocast(hidden.device.type, enabled=False):
+            velocity: Tensor = self.leave(nn.functional.silu(hidden).to(self.leave.weight.dtype))
         return velocity.view_as(noisy)
 
 
