@@ -1,211 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
 """The replay: chunk transitions of all episodes in memory-mapped columns, with a ledger that says what counts.
 
-A directory holds `features.f32` (observation points), `previous.i64` (the observation before in its context),
-`actions.f32` and `transitions.bin` (chunk starts), and `ledger.sqlite3`. An episode is appended as a whole:
-columns first, synced, then one row of the ledger. What a crash leaves beyond the ledger is cut off at open.
-One process writes (it holds a lock on the directory).
+A directory holds the columns `features.f32` and `previous.i64` (observation points, and the point before in the
+context of each), `actions.f32` and `transitions.bin` (chunk starts), `spans.bin` (rows of one episode by one author),
+each in segments of a fixed size, and `ledger.sqlite3`. Episodes are appended as a whole: columns first, synced, then
+the ledger. What a crash leaves beyond the ledger is written over.
+
+One process writes (`Replay` holds a lock on the directory). Any number read (`ReplayReader`), each as much of the
+ledger as it likes. Opening touches nothing that is as long as the replay.
 """
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
-import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lwd_learner.batch import Batch
 from lwd_learner.column import Column
 from lwd_learner.divl import chunk_reward, n_step_window
-from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout, Source
+from lwd_learner.ledger import Extent, Ledger, Place, ReplayMismatch, ReplayMissing
+from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
+from lwd_learner.replay_index import EVERYTHING, SPAN, WHOLE, ReplayIndex, Selection, Shard
 
-FORMAT = 1
+__all__ = [
+    "EVERYTHING",
+    "Replay",
+    "ReplayEmpty",
+    "ReplayLocked",
+    "ReplayMismatch",
+    "ReplayMissing",
+    "ReplayReader",
+    "Selection",
+    "Shard",
+]
+
+_Reader = TypeVar("_Reader", bound="ReplayReader")
 
 
 class ReplayLocked(Exception):
     """Another process writes to this replay."""
 
 
-class ReplayMismatch(Exception):
-    """The directory was written for other features, actions or another format; its rows mean something else."""
-
-
 class ReplayEmpty(Exception):
     """No transition fits what was asked for."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which transitions to draw from. None: no restriction."""
+class ReplayReader:
+    """Draws minibatches from a replay as it was when so many episodes were stored. Takes no lock; not thread-safe.
 
-    authors: frozenset[int] | None = None
-    outcomes: frozenset[int] | None = None
-    source: Source | None = None
-    beside: int | None = None  # only of episodes in which this author acted, too
-    also: Selection | None = None  # what this one takes as well, whatever stands above
-    otherwise: Selection | None = None  # what of tasks that there is nothing of
+    Readers that see equally many see the same rows, whatever is appended meanwhile.
+    """
 
-
-EVERYTHING = Selection()
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """An episode of the ledger that counts."""
-
-    number: int
-    episode_id: str
-    task: str
-    source: Source
-    outcome: int
-    first_row: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Rows of a selection, grouped by task; group 2t holds the offline and 2t+1 the online rows of task t."""
-
-    rows: NDArray[np.int64]
-    start: NDArray[np.int64]  # [2T]
-    count: NDArray[np.int64]  # [2T]
-    tasks: NDArray[np.int64]  # tasks that have any row
-
-
-class Replay:
-    """Append episodes, draw minibatches. Not thread-safe."""
-
-    def __init__(self, directory: Path, layout: ReplayLayout) -> None:
-        """Open or create. Raises ReplayLocked, ReplayMismatch, ColumnTooShort."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self.layout = layout
-        with ExitStack() as opening:  # whatever fails, nothing stays open or locked
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            opening.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ReplayLocked(f"{directory} is in use by another process") from None
-            self._ledger = opening.enter_context(closing(sqlite3.connect(directory / "ledger.sqlite3")))
-            points, rows = _prepare(self._ledger, layout, directory)
-            chunk = (layout.horizon, layout.action_dim)
-
-            def column(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], length: int) -> Column:
-                return opening.enter_context(closing(Column(directory / name, dtype, shape, length)))
-
-            self._features = column("features.f32", np.dtype("f4"), (layout.feature_dim,), points)
-            self._previous = column("previous.i64", np.dtype("i8"), (), points)
-            self._actions = column("actions.f32", np.dtype("f4"), chunk, rows)
-            self._transitions = column("transitions.bin", TRANSITION, (), rows)
+    def __init__(self, directory: Path, stored: int | None = None) -> None:
+        """Open and `see(stored)`. Raises ReplayMissing, ReplayMismatch, ColumnTooShort."""
+        with ExitStack() as opening:
+            ledger = opening.enter_context(closing(Ledger.read(directory)))
+            self._begin(directory, ledger)
+            self.see(stored)
             self._resources = opening.pop_all()
-        self._sync(directory)
-        self.tasks: list[str] = []
-        self._entries: list[_Entry] = []
-        self._outcome_of: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._task_of: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._online_of: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._indices: dict[Selection, _Index] = {}
-        self._seen: int | None = None
-        self._reload()
+
+    def _begin(self, directory: Path, ledger: Ledger) -> None:
+        self.layout = layout = ledger.layout
+        self._ledger = ledger
+        self._shard = WHOLE
+        self._seen = 0
+        self._extent = Extent()
+        self._rows = 0
+        self._index: ReplayIndex | None = (
+            None  # made when first asked, and again when episodes are superseded
+        )
+
+        def column(name: str, dtype: np.dtype[Any], *shape: int) -> Column:
+            return Column(directory / name, dtype, shape, layout.segment_bytes)
+
+        self._features = column("features.f32", np.dtype("f4"), layout.feature_dim)
+        self._previous = column("previous.i64", np.dtype("i8"))
+        self._actions = column("actions.f32", np.dtype("f4"), layout.horizon, layout.action_dim)
+        self._transitions = column("transitions.bin", TRANSITION)
+        self._spans = column("spans.bin", SPAN)
 
     def close(self) -> None:
-        """Release the files and the lock."""
+        """Release the files."""
         self._resources.close()
 
-    def __enter__(self) -> Replay:
+    def __enter__(self: _Reader) -> _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        """Transitions that count."""
-        return sum(entry.rows for entry in self._entries)
-
-    @property
-    def episode_ids(self) -> frozenset[str]:
-        """Episodes that count."""
-        return frozenset(entry.episode_id for entry in self._entries)
-
-    @property
-    def spans(self) -> list[tuple[str, int, int]]:
-        """(episode id, first row, rows) of the episodes that count, in the order of time inside each."""
-        return [(entry.episode_id, entry.first_row, entry.rows) for entry in self._entries]
+    # What is there -----------------------------------------------------------------------------------
 
     @property
     def stored(self) -> int:
         """Episodes of the ledger, those that later ones replaced included: it only grows."""
-        (total,) = self._ledger.execute("SELECT coalesce(max(number) + 1, 0) FROM episodes").fetchone()
-        return int(total)
+        return self._ledger.stored
 
-    def see(self, stored: int | None) -> None:
-        """Count only the ledger's first `stored` episodes, as when there were no more; None: all."""
-        if stored != self._seen:
-            self._seen = stored
-            self._reload()
+    @property
+    def seen(self) -> int:
+        """How many of them this reader sees."""
+        return self._seen
+
+    def see(self, stored: int | None = None) -> None:
+        """Count only the ledger's first `stored` episodes, as when there were no more; None: all that there are now.
+        Raises ReplayMissing, ColumnTooShort."""
+        stored = self._ledger.stored if stored is None else stored
+        before, after = self._extent, self._ledger.extent(stored)
+        for column, first, end in (
+            (self._features, before.points, after.points),
+            (self._previous, before.points, after.points),
+            (self._actions, before.rows, after.rows),
+            (self._transitions, before.rows, after.rows),
+            (self._spans, before.spans, after.spans),
+        ):
+            column.require(first, end)
+        if self._index is not None:
+            gone = self._ledger.superseded(stored, since=self._seen)
+            if stored < self._seen or (gone < self._seen).any():
+                self._index = None
+            else:
+                self._index.extend(self._counting(before.spans, after.spans, gone))
+        self._seen, self._extent = stored, after
+        self.tasks = self._ledger.tasks(stored)
+        self._rows = after.rows - self._ledger.superseded_rows(stored)
+
+    def shard(self: _Reader, index: int, count: int) -> _Reader:
+        """The same replay, drawing from one of `count` parts of the episodes only. Every part has episodes of every
+        task and source; those of which there are fewer than parts, all share. It sees what this reader sees now, until
+        it is told otherwise itself; it is closed with this reader."""
+        part = copy.copy(self)
+        part._shard = Shard(index, count)
+        part._index = None
+        part._resources = ExitStack()
+        return part
+
+    def __len__(self) -> int:
+        """Transitions that count, in all shards."""
+        return self._rows
+
+    @property
+    def episode_ids(self) -> frozenset[str]:
+        """Episodes that count, in all shards."""
+        return frozenset(episode_id for episode_id, _, _ in self.spans)
+
+    @property
+    def spans(self) -> list[tuple[str, int, int]]:
+        """(episode id, first row, rows) of the episodes that count, in the order of time inside each."""
+        return self._ledger.episodes(self._seen)
 
     def count(self, selection: Selection = EVERYTHING) -> int:
         """Transitions in a selection."""
-        return len(self._index(selection).rows)
+        return self._indexed().count(selection, self._shard)
 
-    def append(self, episode: ReplayEpisode) -> bool:
-        """Append one episode durably; False if exactly this one is there already.
+    def rows(self, selection: Selection = EVERYTHING) -> NDArray[np.int64]:
+        """All rows of a selection, for evaluation. [N] int64."""
+        return self._indexed().rows(selection, self._shard)
 
-        The same id with other content (a later label changes rewards and ends) takes the place of the old rows.
-        Raises ValueError if the arrays do not fit together.
-        """
-        episode.check(self.layout)
-        digest = episode.digest()
-        known = self._ledger.execute(
-            "SELECT digest FROM episodes WHERE episode_id = ? AND active", (episode.episode_id,)
-        ).fetchone()
-        if known is not None and known[0] == digest:
-            return False
-        (number,) = self._ledger.execute("SELECT coalesce(max(number), -1) + 1 FROM episodes").fetchone()
-        first_point, first_row = self._features.rows, self._transitions.rows
-        table = episode.transitions.copy()
-        starts = np.full(len(episode.features) + 1, -1, np.int64)  # one more, so that next_point -1 finds -1
-        starts[table["point"]] = first_row + np.arange(len(table))
-        table["next_row"] = starts[table["next_point"]]
-        table["point"] += first_point
-        table["next_point"] = np.where(table["next_point"] < 0, -1, table["next_point"] + first_point)
-        table["episode"] = number
-        self._features.append(episode.features)
-        self._previous.append(episode.previous + first_point)
-        self._actions.append(episode.actions)
-        self._transitions.append(table)
-        with self._ledger:
-            self._ledger.execute("UPDATE episodes SET active = 0 WHERE episode_id = ?", (episode.episode_id,))
-            self._ledger.execute(
-                "INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-                (
-                    number,
-                    episode.episode_id,
-                    digest,
-                    episode.task,
-                    episode.source,
-                    episode.outcome,
-                    first_point,
-                    len(episode.features),
-                    first_row,
-                    len(table),
-                ),
-            )
-        for column in (self._features, self._previous):
-            column.advance(first_point + len(episode.features))
-        for column in (self._actions, self._transitions):
-            column.advance(first_row + len(table))
-        self._reload()
-        return True
+    # Minibatches -------------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -222,33 +183,29 @@ class Replay:
         else .5) and offline otherwise. gamma: per executed step. n_step: chunks of the window of offline rows (by
         task name if a mapping, else 1); online windows are one chunk. Raises ReplayEmpty.
         """
-        index = self._index(selection)
-        if len(index.rows) == 0:
-            raise ReplayEmpty(
-                f"no transition for {selection}; the replay holds {len(self)} in {len(self._entries)} episodes"
-            )
         # Always three draws per row, so that the random stream does not depend on what the replay holds.
-        draw = torch.rand(3, size, generator=generator, dtype=torch.float64).numpy()
-        task = index.tasks[_floor(draw[0], np.full(size, len(index.tasks)))]
-        online = draw[1] < np.array([(online_share or {}).get(name, 0.5) for name in self.tasks])[task]
-        online = np.where(
-            index.count[2 * task] == 0, True, np.where(index.count[2 * task + 1] == 0, False, online)
-        )
-        group = 2 * task + online
-        rows = index.rows[index.start[group] + _floor(draw[2], index.count[group])]
+        uniform = torch.rand(3, size, generator=generator, dtype=torch.float64).numpy()
+        share = np.array([(online_share or {}).get(name, 0.5) for name in self.tasks])
+        rows = self._indexed().draw(selection, self._shard, uniform, share)
+        if len(rows) < size:
+            raise ReplayEmpty(
+                f"no transition for {selection}; the replay holds {len(self)} in {len(self.spans)} episodes"
+            )
         return self.batch(rows, gamma, n_step)
 
     def batch(self, rows: NDArray[np.int64], gamma: float, n_step: int | Mapping[str, int] = 1) -> Batch:
-        """The given rows, [B] int64, in the n-step view."""
-        first = self._transitions.view[rows]
-        task, online = self._task_of[first["episode"]], self._online_of[first["episode"]]
+        """The given rows, [B] int64, in the n-step view. Nothing is read of the chunks inside a window but their
+        lengths, rewards and ends."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._extent.rows):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a replay that has {self._extent.rows}")
+        first = self._transitions.gather(rows)
+        online, task = first["online"], first["task"].astype(np.int64)
         if isinstance(n_step, int):
             window = np.where(online, 1, n_step)
         else:
             by_task = np.array([n_step.get(name, 1) for name in self.tasks])
             window = np.where(online, 1, by_task[task])
-        chain = self._chain(rows, int(window.max()))
-        table = self._transitions.view[chain]
+        chain, table = self._chain(rows, first, int(window.max()))
         executed = torch.from_numpy(table["executed"].astype(np.int64))
         # A window ends where another author acts (policy and human would be mixed) and where nothing follows.
         other = np.zeros_like(chain, dtype=np.bool_)
@@ -261,140 +218,183 @@ class Replay:
             torch.from_numpy(cut),
             gamma,
         )
-        final = table[np.arange(len(rows)), view.last.numpy()]
-        next_point = np.where(final["next_point"] < 0, first["point"], final["next_point"])
+        next_point = table["next_point"][np.arange(len(rows)), view.last.numpy()]
+        next_point = np.where(next_point < 0, first["point"], next_point)
+        contexts = self._features.gather(self._histories(np.stack([first["point"], next_point])))
+        context, next_context = torch.from_numpy(contexts.reshape(2, len(rows), -1))
         steps = np.arange(self.layout.horizon)
         return Batch(
-            context=self._context(first["point"]),
-            action=torch.from_numpy(self._actions.view[rows]),
+            context=context,
+            action=torch.from_numpy(self._actions.gather(rows)),
             mask=torch.from_numpy(steps < first["executed"][:, None]),
             valid=torch.from_numpy(steps < first["planned"][:, None]),
             reward=view.reward,
             discount=view.discount,
-            next_context=self._context(next_point),
-            online=torch.from_numpy(online),
+            next_context=next_context,
+            online=torch.from_numpy(online.copy()),
             author=torch.from_numpy(first["author"].astype(np.int64)),
-            outcome=torch.from_numpy(self._outcome_of[first["episode"]]),
+            outcome=torch.from_numpy(first["outcome"].astype(np.int64)),
             policy_version=torch.from_numpy(first["policy_version"].astype(np.int64)),
             task=torch.from_numpy(task),
             row=torch.from_numpy(rows.copy()),
         )
 
-    def rows(self, selection: Selection = EVERYTHING) -> NDArray[np.int64]:
-        """All rows of a selection, for evaluation. [N] int64."""
-        return np.sort(self._index(selection).rows)
+    def episode(self, number: int) -> ReplayEpisode:
+        """What the append with this number was given, superseded or not; its digest is the same. Raises ReplayMissing."""
+        episode_id, task, source = self._ledger.described(number)
+        before, after = self._ledger.extent(number), self._ledger.extent(number + 1)
+        points, rows = after.points - before.points, after.rows - before.rows
+        table = self._transitions.read(before.rows, rows).copy()
+        outcome = int(table["outcome"][0]) if rows else 0
+        for name in ("next_row", "episode", "task", "online", "outcome"):
+            table[name] = 0
+        table["point"] -= before.points
+        table["next_point"] = np.where(table["next_point"] < 0, -1, table["next_point"] - before.points)
+        return ReplayEpisode(
+            episode_id,
+            task,
+            "online" if source == "online" else "offline",
+            outcome,
+            self._features.read(before.points, points).copy(),
+            self._previous.read(before.points, points) - before.points,
+            self._actions.read(before.rows, rows).copy(),
+            table,
+        )
 
-    @staticmethod
-    def _sync(directory: Path) -> None:
-        """The names of new files must be as durable as the ledger that counts their rows."""
-        handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(handle)
-        os.close(handle)
-
-    def _chain(self, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    def _chain(
+        self, rows: NDArray[np.int64], first: NDArray[Any], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """[B, length] consecutive transitions; the last one repeats where the episode has no more."""
-        chain = np.empty((len(rows), length), np.int64)
-        chain[:, 0] = rows
-        following = self._transitions.view["next_row"]
-        for i in range(1, length):
-            after = following[chain[:, i - 1]]
-            chain[:, i] = np.where(after < 0, chain[:, i - 1], after)
-        return chain
+        chain, table = [rows], [first]
+        for _ in range(length - 1):
+            following = table[-1]["next_row"]
+            chain.append(np.where(following < 0, chain[-1], following))
+            table.append(self._transitions.gather(chain[-1]))
+        return np.stack(chain, axis=1), np.stack(table, axis=1)
 
-    def _context(self, points: NDArray[np.int64]) -> Tensor:
-        """[B] feature rows -> [B, history * F], oldest first."""
+    def _histories(self, points: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[...] points -> [..., history] points of their contexts, oldest first."""
         history = [points]
         for _ in range(self.layout.history - 1):
-            history.append(self._previous.view[history[-1]])
-        features = self._features.view[np.stack(history[::-1], axis=1)]
-        return torch.from_numpy(features.reshape(len(points), -1))
+            history.append(self._previous.gather(history[-1]))
+        return np.stack(history[::-1], axis=-1)
 
-    def _reload(self) -> None:
-        """Read the ledger into the tables that sampling needs. Of an episode, the newest seen version counts."""
-        total = self.stored
-        self._entries = [
-            _Entry(*row)
-            for row in self._ledger.execute(
-                "SELECT number, episode_id, task, source, outcome, first_row, rows FROM episodes WHERE number IN"
-                " (SELECT max(number) FROM episodes WHERE number < ? GROUP BY episode_id) ORDER BY number",
-                (total if self._seen is None else self._seen,),
-            )
-        ]
-        self.tasks = sorted({entry.task for entry in self._entries})
-        place = {name: i for i, name in enumerate(self.tasks)}
-        self._outcome_of, self._task_of = np.zeros(total, np.int64), np.zeros(total, np.int64)
-        self._online_of = np.zeros(total, np.bool_)
-        for entry in self._entries:
-            self._outcome_of[entry.number] = entry.outcome
-            self._task_of[entry.number] = place[entry.task]
-            self._online_of[entry.number] = entry.source == "online"
-        self._indices.clear()
+    # The index ---------------------------------------------------------------------------------------
 
-    def _index(self, selection: Selection) -> _Index:
-        if selection not in self._indices:
-            groups: list[list[NDArray[np.int64]]] = [[] for _ in range(2 * len(self.tasks))]
-            for entry in self._entries:
-                rows = np.arange(entry.first_row, entry.first_row + entry.rows, dtype=np.int64)
-                rows = rows[_fits(entry, self._transitions.view["author"][rows], selection)]
-                groups[2 * self._task_of[entry.number] + (entry.source == "online")].append(rows)
-            parts = [np.concatenate([np.zeros(0, np.int64), *group]) for group in groups]
-            if selection.otherwise is not None:
-                other = self._index(selection.otherwise)
-                for task in set(other.tasks.tolist()) - {k // 2 for k, part in enumerate(parts) if len(part)}:
-                    for k in (2 * task, 2 * task + 1):
-                        parts[k] = other.rows[other.start[k] : other.start[k] + other.count[k]]
-            count = np.array([len(part) for part in parts], np.int64)
-            start = np.cumsum(count) - count
-            tasks = np.flatnonzero(count.reshape(-1, 2).sum(axis=1)).astype(np.int64)
-            everything = np.concatenate([np.zeros(0, np.int64), *parts])
-            self._indices[selection] = _Index(everything, start, count, tasks)
-        return self._indices[selection]
+    def _indexed(self) -> ReplayIndex:
+        if self._index is None:
+            self._index = ReplayIndex()
+            gone = self._ledger.superseded(self._seen)
+            self._index.extend(self._counting(0, self._extent.spans, gone))
+        return self._index
+
+    def _counting(self, first: int, end: int, gone: NDArray[np.int64]) -> NDArray[Any]:
+        """The spans `first` .. `end - 1` without those of superseded episodes."""
+        spans = self._spans.read(first, end - first)
+        return spans[~np.isin(spans["episode"], gone)] if len(gone) else spans
 
 
-def _fits(entry: _Entry, author: NDArray[np.uint8], selection: Selection) -> NDArray[np.bool_]:
-    """[R] which of an episode's rows, by these authors, are in a selection, `otherwise` apart."""
-    fits = np.ones(len(author), np.bool_)
-    if selection.authors is not None:
-        fits &= np.isin(author, list(selection.authors))
-    if selection.outcomes is not None:
-        fits &= entry.outcome in selection.outcomes
-    if selection.source is not None:
-        fits &= entry.source == selection.source
-    if selection.beside is not None:
-        fits &= selection.beside in author
-    if selection.also is not None:
-        fits |= _fits(entry, author, selection.also)
-    return fits
+@dataclass(frozen=True)
+class _Appended:
+    """An episode whose rows are in the columns, but do not count yet."""
+
+    place: Place
+    episode: ReplayEpisode
+    digest: str
+    end: Extent
 
 
-def _prepare(ledger: sqlite3.Connection, layout: ReplayLayout, directory: Path) -> tuple[int, int]:
-    """Create the tables or compare the layout; returns how many observation points and transitions count."""
-    ledger.execute("PRAGMA synchronous = FULL")
-    with ledger:
-        ledger.execute("CREATE TABLE IF NOT EXISTS layout (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        ledger.execute(
-            "CREATE TABLE IF NOT EXISTS episodes (number INTEGER PRIMARY KEY, episode_id TEXT NOT NULL,"
-            " digest TEXT NOT NULL, task TEXT NOT NULL, source TEXT NOT NULL, outcome INTEGER NOT NULL,"
-            " first_point INTEGER NOT NULL, points INTEGER NOT NULL, first_row INTEGER NOT NULL,"
-            " rows INTEGER NOT NULL, active INTEGER NOT NULL)"
-        )
-        ledger.execute("CREATE UNIQUE INDEX IF NOT EXISTS active_id ON episodes (episode_id) WHERE active")
-        found = dict(ledger.execute("SELECT key, value FROM layout"))
-        expected = {key: str(value) for key, value in {**asdict(layout), "format": FORMAT}.items()}
-        if not found:
-            ledger.executemany("INSERT INTO layout VALUES (?, ?)", expected.items())
-            found = expected
-    wrong = [
-        f"{key} {found.get(key)} not {value}" for key, value in expected.items() if found.get(key) != value
-    ]
-    if wrong:
-        raise ReplayMismatch(f"{directory}: {', '.join(wrong)}; ingest the episodes into a new replay")
-    points, rows = ledger.execute(
-        "SELECT coalesce(max(first_point + points), 0), coalesce(max(first_row + rows), 0) FROM episodes"
-    ).fetchone()
-    return int(points), int(rows)
+class Replay(ReplayReader):
+    """A reader that may append. One process at a time."""
+
+    def __init__(self, directory: Path, layout: ReplayLayout) -> None:
+        """Open or create. Raises ReplayLocked, ReplayMismatch, ColumnTooShort."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opening:  # whatever fails, nothing stays open or locked
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            opening.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ReplayLocked(f"{directory} is in use by another process") from None
+            ledger = opening.enter_context(closing(Ledger.create(directory, layout)))
+            self._begin(directory, ledger)
+            self._fixed = False
+            super().see()
+            self._resources = opening.pop_all()
+
+    def see(self, stored: int | None = None) -> None:
+        """As of a reader; None: all, also those that will be appended."""
+        self._fixed = stored is not None
+        super().see(stored)
+
+    def append(self, episode: ReplayEpisode) -> bool:
+        """Append one episode durably; False if exactly this one is there already.
+
+        The same id with other content (a later label changes rewards and ends) takes the place of the old rows.
+        Raises ValueError if the arrays do not fit together.
+        """
+        return self.extend([episode]) == 1
+
+    def extend(self, episodes: Iterable[ReplayEpisode]) -> int:
+        """Append several, synced once: all of them or, if anything fails, none. Returns how many were new."""
+        appended = 0
+        end = self._ledger.extent(self._ledger.stored)
+        self._ledger.begin()
+        try:
+            for episode in episodes:
+                episode.check(self.layout)
+                digest = episode.digest()
+                if self._ledger.holds(episode.episode_id, digest):
+                    continue
+                place = self._ledger.place(episode)
+                end = self._write(episode, place, end)
+                self._ledger.add(place, episode, digest, end)
+                appended += 1
+            for column in self._columns:
+                column.sync()
+            self._ledger.commit()
+        except BaseException:
+            self._ledger.undo()
+            for column in self._columns:
+                column.close()
+            raise
+        if not self._fixed:
+            super().see()
+        return appended
+
+    @property
+    def _columns(self) -> tuple[Column, ...]:
+        return self._features, self._previous, self._actions, self._transitions, self._spans
+
+    def _write(self, episode: ReplayEpisode, place: Place, end: Extent) -> Extent:
+        """Put an episode behind what was written so far. Returns where it ends."""
+        table = episode.transitions.copy()
+        starts = np.full(len(episode.features) + 1, -1, np.int64)  # one more, so that next_point -1 finds -1
+        starts[table["point"]] = end.rows + np.arange(len(table))
+        table["next_row"] = starts[table["next_point"]]
+        table["point"] += end.points
+        table["next_point"] = np.where(table["next_point"] < 0, -1, table["next_point"] + end.points)
+        table["episode"], table["task"] = place.number, place.task
+        table["outcome"], table["online"] = episode.outcome, episode.source == "online"
+        spans = _spans(table, place, end.rows)
+        self._features.write(end.points, episode.features)
+        self._previous.write(end.points, episode.previous + end.points)
+        self._actions.write(end.rows, episode.actions)
+        self._transitions.write(end.rows, table)
+        self._spans.write(end.spans, spans)
+        return Extent(end.points + len(episode.features), end.rows + len(table), end.spans + len(spans))
 
 
-def _floor(fraction: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Uniform integers below `count` from uniform numbers in [0, 1)."""
-    return np.minimum((fraction * count).astype(np.int64), count - 1)
+def _spans(table: NDArray[Any], place: Place, first_row: int) -> NDArray[Any]:
+    """[S] SPAN: where the author changes, a new one begins."""
+    author = table["author"]
+    begins = np.flatnonzero(np.concatenate([[True], author[1:] != author[:-1]])[: len(table)])
+    spans = np.zeros(len(begins), SPAN)
+    spans["first_row"] = first_row + begins
+    spans["rows"] = np.diff(np.append(begins, len(table)))
+    spans["author"] = author[begins]
+    for name in ("episode", "task", "outcome", "online"):
+        spans[name] = table[name][begins]
+    spans["ordinal"] = place.ordinal
+    return spans

@@ -21,12 +21,15 @@ TRANSITION = np.dtype(
         ("next_point", "i8"),  # row of `features` after it, -1 where the episode ended
         ("next_row", "i8"),  # transition that starts at next_point, -1: none
         ("episode", "i8"),  # number in the ledger
+        ("task", "i4"),  # number in the ledger
         ("executed", "i4"),  # steps until the next decision
         ("planned", "i4"),  # steps of the same author, up to the horizon
         ("policy_version", "i4"),
         ("reward", "f4"),  # of the last executed step, not discounted
         ("done", "?"),
         ("cut", "?"),
+        ("online", "?"),  # of the episode, as its outcome
+        ("outcome", "u1"),
         ("author", "u1"),
     ],
     align=True,
@@ -35,13 +38,14 @@ TRANSITION = np.dtype(
 
 @dataclass(frozen=True)
 class ReplayLayout:
-    """What a row is made of; fixed for the life of a directory."""
+    """What a row is made of, and how files are cut; fixed for the life of a directory."""
 
     feature_dim: int  # F
     horizon: int  # H
     action_dim: int  # A
     history: int = 2  # observation points in a context
     feature_key: str = ""  # digest of trunk, preprocessing and normaliser that made features and actions
+    segment_bytes: int = 64 << 20  # of one file; a map of it takes no memory, so small ones only cost time
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class ReplayEpisode:
     features: NDArray[np.float32]  # [K, F]
     previous: NDArray[np.int64]  # [K] the observation before in a context, itself at the start of one
     actions: NDArray[np.float32]  # [R, H, A]
-    transitions: NDArray[Any]  # [R] TRANSITION; `next_row` and `episode` are filled in on append
+    # [R] TRANSITION; `next_row`, `episode`, `task`, `online` and `outcome` are filled in on append
+    transitions: NDArray[Any]
 
     @staticmethod
     def from_rows(rows: EpisodeRows, source: Source) -> ReplayEpisode:
@@ -68,7 +73,14 @@ class ReplayEpisode:
             table["author"][i] = transition.author
         trace = rows.trace
         return ReplayEpisode(
-            trace.episode_id, trace.task, source, trace.outcome, rows.features, rows.previous, rows.actions, table
+            trace.episode_id,
+            trace.task,
+            source,
+            trace.outcome,
+            rows.features,
+            rows.previous,
+            rows.actions,
+            table,
         )
 
     def digest(self) -> str:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The replay: what is drawn, how windows are cut, and what survives a crash."""
 
+import hashlib
+import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,21 @@ import pytest
 import torch
 
 from lwd_learner.column import ColumnTooShort
-from lwd_learner.replay import Replay, ReplayEmpty, ReplayLocked, ReplayMismatch, Selection
+from lwd_learner.replay import (
+    EVERYTHING,
+    Replay,
+    ReplayEmpty,
+    ReplayLocked,
+    ReplayMismatch,
+    ReplayMissing,
+    ReplayReader,
+    Selection,
+)
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
 
 F, H, A = 3, 4, 2
-LAYOUT = ReplayLayout(F, H, A, history=2, feature_key="k")
+# Segments of three transitions, six chunks, sixteen feature vectors: every test crosses from one into the next.
+LAYOUT = ReplayLayout(F, H, A, history=2, feature_key="k", segment_bytes=200)
 SUCCESS, FAILURE, UNLABELLED = 1, 2, 0
 POLICY, HUMAN = 1, 2
 GAMMA = 0.9
@@ -217,59 +230,230 @@ def test_it_reopens_as_it_was(opened: Callable[..., Replay]) -> None:
         assert torch.equal(before.reward, after.reward)
 
 
-def test_what_a_crash_left_beyond_the_ledger_is_cut_off(
+def test_what_a_crash_left_beyond_the_ledger_is_written_over(
     opened: Callable[..., Replay], tmp_path: Path
 ) -> None:
-    opened(episode("a")).close()
-    for name in ("features.f32", "previous.i64", "actions.f32", "transitions.bin"):
-        with open(tmp_path / "replay" / name, "ab") as file:
-            file.write(b"\xff" * 57)
-    stored = episode("b")
+    first, stored = episode("a"), episode("b")
+    opened(first).close()
+    for file in (tmp_path / "replay").glob("actions.f32.*"):
+        used = min(5 * 32, 192) if file.name.endswith("0") else 0
+        file.write_bytes(file.read_bytes()[:used].ljust(192, b"\xff"))
+    (tmp_path / "replay" / "actions.f32.00001").write_bytes(
+        b""
+    )  # killed when the file had a name and no size
     with opened(stored) as replay:
-        assert torch.equal(replay.batch(np.arange(5, 10), GAMMA).action, torch.from_numpy(stored.actions))
+        actions = replay.batch(np.arange(10), GAMMA).action
+    assert torch.equal(actions, torch.from_numpy(np.concatenate([first.actions, stored.actions])))
 
 
-def test_a_killed_writer_leaves_whole_episodes(tmp_path: Path) -> None:
-    script = textwrap.dedent("""
-        import sys
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
-        from test_replay import LAYOUT, Replay, episode
-        replay = Replay(Path(sys.argv[1]), LAYOUT)
-        for i in range(100_000):
-            replay.append(episode(f"e{i}", rows=1 + i % 7))
-            print(i, flush=True)
-    """)
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "replay"), here],
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
+def append_until_killed(directory: Path, first: int, promise: int) -> None:
+    with Replay(directory, LAYOUT) as replay:
+        for number in count(first):
+            replay.append(episode(f"e{number}", rows=1 + number % 7))
+            os.write(promise, b".")
+
+
+def test_kill_9_at_any_moment_leaves_whole_episodes(tmp_path: Path) -> None:
+    """Every append begins segments here, so kills fall between the creation of one and its first row, too. Every other
+    writer is let live until it has promised something, so that there is something to lose."""
+    moments = random.Random(0)
+    held = 0
+    for attempt in range(12):
+        read, write = os.pipe()
+        writer = multiprocessing.get_context("fork").Process(
+            target=append_until_killed, args=(tmp_path / "replay", held, write)
+        )
+        writer.start()
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            promised = held + len(pipe.read(attempt % 2))
+            time.sleep(moments.uniform(0.0, 0.06))
+            assert writer.pid is not None
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join()
+            promised += len(pipe.read())
+        if promised == held and not (tmp_path / "replay" / "ledger.sqlite3").exists():
+            continue  # it had hardly begun
+        with Replay(tmp_path / "replay", LAYOUT) as replay, ReplayReader(tmp_path / "replay") as reader:
+            held = replay.stored
+            assert held in (promised, promised + 1)  # all that was promised, at most one that was under way
+            expected = [episode(f"e{number}", rows=1 + number % 7) for number in range(held)]
+            assert replay.episode_ids == {one.episode_id for one in expected}
+            for one in (replay, reader):
+                if held:
+                    actions = one.batch(one.rows(), GAMMA).action
+                    assert torch.equal(
+                        actions, torch.from_numpy(np.concatenate([e.actions for e in expected]))
+                    )
+    assert held >= 6
+
+
+def test_a_reader_needs_nobody_to_tidy_up_after_a_killed_writer(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    writer = multiprocessing.get_context("fork").Process(
+        target=append_until_killed, args=(tmp_path / "replay", 0, write)
     )
-    assert child.stdout is not None
-    reported = -1
-    for line in child.stdout:
-        reported = int(line)
-        if reported >= 20:
-            break
-    child.send_signal(signal.SIGKILL)
-    reported = max([reported, *(int(line) for line in child.stdout if line.endswith("\n"))])
-    child.wait()
-    with Replay(tmp_path / "replay", LAYOUT) as replay:
-        held = len(replay.episode_ids)
-        assert held in (reported + 1, reported + 2)  # all that was promised, at most one that was under way
-        assert len(replay) == sum(1 + i % 7 for i in range(held))
-        assert replay.batch(replay.rows(), GAMMA).context.isfinite().all()
-        assert replay.append(episode("after"))
+    writer.start()
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        pipe.read(5)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        promised = 5 + len(pipe.read())
+    with ReplayReader(tmp_path / "replay") as reader:
+        assert reader.stored in (promised, promised + 1)
+
+
+def fingerprints(directory: Path, stored: int, times: int, send: int) -> None:
+    for _ in range(times):
+        with ReplayReader(directory, stored) as reader:
+            batch = reader.sample(64, torch.Generator().manual_seed(0), GAMMA, n_step=3)
+            seen = hashlib.sha256(batch.context.numpy().tobytes() + batch.row.numpy().tobytes()).digest()
+        os.write(send, seen)
+
+
+def test_processes_that_agree_on_a_number_see_the_same_rows_while_another_appends(
+    opened: Callable[..., Replay], tmp_path: Path
+) -> None:
+    """Also where what they see is superseded meanwhile."""
+    replay = opened(episode("a"), episode("b", "y", "online"), episode("c", outcome=UNLABELLED))
+    read, write = os.pipe()
+    pids = []
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            fingerprints(tmp_path / "replay", 3, 20, write)
+            os._exit(0)
+        pids.append(pid)
+    os.close(write)
+    replay.append(episode("c", outcome=SUCCESS))
+    for number in range(20):
+        replay.append(episode(f"later {number}", "x"))
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0
+    with os.fdopen(read, "rb") as pipe:
+        seen = pipe.read()
+    assert len(seen) == 2 * 20 * 32
+    assert len({seen[i : i + 32] for i in range(0, len(seen), 32)}) == 1
+
+
+def test_a_reader_sees_what_it_is_told_to(opened: Callable[..., Replay], tmp_path: Path) -> None:
+    replay = opened(episode("a"), episode("b"))
+    with ReplayReader(tmp_path / "replay") as reader:
+        assert (reader.seen, len(reader), reader.layout) == (2, 10, LAYOUT)
+        reader.count()
+        replay.append(episode("c", "new"))
+        assert (reader.seen, reader.stored, len(reader), reader.tasks) == (2, 3, 10, ["place"])
+        reader.see(3)
+        assert (len(reader), reader.count(), reader.tasks) == (15, 15, ["place", "new"])
+        reader.see(1)
+        assert (len(reader), reader.count(), reader.tasks) == (5, 5, ["place"])
+        with pytest.raises(ReplayMissing, match="4 episodes were asked for, 3 are stored"):
+            reader.see(4)
+        with pytest.raises(IndexError, match="rows 5 to 5"):
+            reader.batch(np.array([5]), GAMMA)
+    with pytest.raises(ReplayMissing, match="no replay"):
+        ReplayReader(tmp_path / "elsewhere")
+
+
+def test_several_are_appended_as_one(opened: Callable[..., Replay], tmp_path: Path) -> None:
+    replay = opened(episode("a"))
+
+    def some_wrong() -> Iterator[ReplayEpisode]:
+        yield episode("b")
+        yield replace(episode("c"), actions=np.zeros((5, H + 1, A), np.float32))
+
+    with pytest.raises(ValueError, match="c: .*actions"):
+        replay.extend(some_wrong())
+    assert len(replay) == 5 and replay.stored == 1
+    relabelled = episode("d", outcome=SUCCESS)
+    assert replay.extend([episode("a"), episode("d", outcome=FAILURE), relabelled, episode("e", "y")]) == 3
+    assert len(replay) == 15 and replay.tasks == ["place", "y"]
+    assert torch.equal(replay.batch(replay.rows(), GAMMA).action[5:10], torch.from_numpy(relabelled.actions))
+    with ReplayReader(tmp_path / "replay") as reader:
+        assert reader.episode_ids == {"a", "d", "e"}
+
+
+def test_an_index_that_followed_appends_is_that_of_a_replay_opened_afterwards(
+    opened: Callable[..., Replay], tmp_path: Path
+) -> None:
+    demonstrated = Selection(authors=frozenset({HUMAN}))
+    selections = [
+        EVERYTHING,
+        Selection(outcomes=frozenset({SUCCESS})),
+        Selection(source="online"),
+        Selection(authors=frozenset({POLICY}), outcomes=frozenset({SUCCESS}), otherwise=demonstrated),
+    ]
+    chance = random.Random(1)
+    replay = opened()
+    for number in range(40):
+        rows = chance.randint(1, 9)
+        name = f"e{chance.randint(0, number)}"  # some come again with another label
+        one = episode(
+            name, chance.choice("xyz"), chance.choice(["offline", "online"]), chance.choice([0, 1, 2]), rows
+        )
+        one.transitions["author"] = [chance.choice([POLICY, HUMAN]) for _ in range(rows)]
+        replay.append(one)
+        followed = [replay.rows(selection).tolist() for selection in selections]
+        parts = [replay.shard(i, 3) for i in range(3)]
+        with ReplayReader(tmp_path / "replay") as fresh:
+            assert followed == [fresh.rows(selection).tolist() for selection in selections]
+            for selection in selections[:2]:
+                if replay.count(selection):
+                    drawn = [
+                        one.sample(
+                            20, torch.Generator().manual_seed(0), GAMMA, selection=selection
+                        ).row.tolist()
+                        for one in (replay, fresh)
+                    ]
+                    assert drawn[0] == drawn[1]
+            rows_of = [set(part.rows().tolist()) for part in parts]
+            assert set.union(*rows_of) == set(fresh.rows().tolist())
+
+
+def test_shards_part_the_episodes_of_every_task_and_source(opened: Callable[..., Replay]) -> None:
+    many = [
+        episode(f"{t}{s}{i}", t, s, rows=3) for t in "xy" for s in ("offline", "online") for i in range(5)
+    ]
+    replay = opened(*many, episode("only one", "z"))
+    shards = [replay.shard(i, 2) for i in range(2)]
+    first, second = (set(shard.rows().tolist()) for shard in shards)
+    shared = set(range(60, 65))  # one episode cannot be parted
+    assert first | second == set(range(65)) and first & second == shared
+    for shard in shards:
+        batch = shard.sample(6000, torch.Generator().manual_seed(0), GAMMA)
+        for task in range(3):
+            of_task = batch.task == task
+            assert of_task.float().mean().item() == pytest.approx(1 / 3, abs=0.02)
+            if task < 2:
+                assert batch.online[of_task].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    replay.append(episode("another", "x"))
+    assert set(replay.shard(0, 2).rows().tolist()) >= first  # what a shard has, it keeps
+    with pytest.raises(ValueError, match="shard 2 of 2"):
+        replay.shard(2, 2)
 
 
 def test_missing_bytes_are_an_error_and_not_zeros(opened: Callable[..., Replay], tmp_path: Path) -> None:
     opened(episode("a")).close()
-    os.truncate(tmp_path / "replay" / "actions.f32", 40)
-    with pytest.raises(ColumnTooShort, match=r"actions\.f32"):
+    os.truncate(tmp_path / "replay" / "actions.f32.00000", 40)
+    with pytest.raises(ColumnTooShort, match=r"actions\.f32\.00000: 40 of 192 bytes"):
         opened()
+    (tmp_path / "replay" / "actions.f32.00000").unlink()
+    with pytest.raises(ColumnTooShort, match="0 of 192 bytes"):
+        ReplayReader(tmp_path / "replay")
+
+
+def test_a_replay_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "replay").mkdir()
+    with sqlite3.connect(tmp_path / "replay" / "ledger.sqlite3") as old:
+        old.execute("CREATE TABLE layout (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        old.executemany("INSERT INTO layout VALUES (?, ?)", [("format", "1"), ("feature_dim", "3")])
+    old.close()
+    with pytest.raises(ReplayMismatch, match="format 1 not 2; move it away"):
+        Replay(tmp_path / "replay", LAYOUT)
+    with pytest.raises(ReplayMismatch, match="format 1 not 2; move it away"):
+        ReplayReader(tmp_path / "replay")
 
 
 def test_one_writer_at_a_time(opened: Callable[..., Replay]) -> None:
@@ -280,7 +464,7 @@ def test_one_writer_at_a_time(opened: Callable[..., Replay]) -> None:
 
 def test_features_of_another_trunk_are_refused(opened: Callable[..., Replay], tmp_path: Path) -> None:
     opened(episode("a")).close()
-    with pytest.raises(ReplayMismatch, match="feature_key k not other"):
+    with pytest.raises(ReplayMismatch, match='feature_key "k" not "other"'):
         Replay(tmp_path / "replay", replace(LAYOUT, feature_key="other"))
     assert len(opened()) == 5  # and the refusal left nothing locked
 
