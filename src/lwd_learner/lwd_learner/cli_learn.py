@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from contextlib import closing
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -25,10 +26,13 @@ from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.supervisor import stop_requested
 from lwd_learner.cli_terminal import console, fail, progress_bar
 from lwd_learner.descent import NonFiniteLoss
+from lwd_learner.distributed import LaunchRefused, joined, local_device
 from lwd_learner.evaluate import success_rate
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.methods import DEFAULT, METHODS, named
+from lwd_learner.ranks import RanksDiverged
 from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
+from lwd_learner.shared_policy import share_policy
 from lwd_learner.sim_policy import NothingToFit, sim_policy
 from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
@@ -50,8 +54,17 @@ _REFUSALS = (
     ReplayMismatch,
     ResumeRefused,
     NonFiniteLoss,
+    LaunchRefused,
+    RanksDiverged,
     ValueError,
 )
+
+
+class Strategy(str, Enum):
+    """What each of several processes holds."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 class Phase(str, Enum):
@@ -65,7 +78,10 @@ def train(
     phase: Annotated[
         Phase, typer.Argument(help="bc: clone the demonstrations; offline: learn from all episodes")
     ],
-    run: Annotated[Path, typer.Option(help="Run directory with catalog.db and store")],
+    run: Annotated[
+        Path,  # torchrun takes --run for an abbreviation of one of its own options
+        typer.Option("--run", "--run-dir", help="Run directory with catalog.db and store"),
+    ],
     steps: Annotated[int, typer.Option(help="Steps of this phase, those of earlier calls included", min=1)],
     policy: Annotated[
         Path | None,
@@ -73,32 +89,47 @@ def train(
     ] = None,
     observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
     method: Annotated[
-        str, typer.Option(help=f"How the offline phase learns: {_METHODS_HELP}. Each has a directory of its own")
+        str,
+        typer.Option(help=f"How the offline phase learns: {_METHODS_HELP}. Each has a directory of its own"),
     ] = DEFAULT,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    batch: Annotated[int, typer.Option(help="Rows of a step", min=1)] = TrainerConfig().batch,
+    batch: Annotated[
+        int, typer.Option(help="Rows of a step, over all processes", min=1)
+    ] = TrainerConfig().batch,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(help="Under torchrun. ddp: a process holds all parameters; fsdp: a piece of each"),
+    ] = Strategy.ddp,
 ) -> None:
-    """Train on a run's episodes and publish a policy version. Ctrl-C saves; the same command goes on."""
+    """Train on a run's episodes and publish a policy version. Ctrl-C saves; the same command goes on.
+
+    Several processes train together: torchrun --nproc-per-node 2 -m lwd_learner.cli train ...
+    """
     torch.set_num_threads(1)
-    if not (run / "catalog.db").is_file():
-        fail(f"{run} has no catalog.db; `lwd ingest` makes one")
-    with Catalog(run / "catalog.db") as catalog:
-        try:
-            named(method)
-            config = LearnerConfig(TrainerConfig(batch=batch), method=method)
-            store = LocalStore(run / "store")
-            if policy is None:
-                start = sim_policy(observation, catalog, store, config.stride)
-            else:
-                start = load_policy(policy, device)
-            name = "learner" if method == DEFAULT else f"learner_{method}"
-            learner = Learner(run / name, catalog, store, start, config, device, name=name)
-            try:
-                _train(learner, phase, steps)
-            finally:
-                learner.close()
-        except (*_REFUSALS, OSError, SQLAlchemyError) as error:
-            fail(error)
+    try:
+        named(method)
+        with joined(strategy.value, device) as ranks:
+            console.quiet = not ranks.first
+            if ranks.first and not (run / "catalog.db").is_file():
+                fail(f"{run} has no catalog.db; `lwd ingest` makes one")
+            # Only the first process takes episodes in; the others have nothing to look up.
+            with Catalog(run / "catalog.db" if ranks.first else "sqlite://") as catalog:
+                config = LearnerConfig(TrainerConfig(batch=batch), method=method)
+                store = LocalStore(run / "store")
+                start = None
+                if ranks.first and policy is None:
+                    start = sim_policy(observation, catalog, store, config.stride)
+                elif ranks.first and policy is not None:
+                    start = load_policy(policy, device)
+                start = share_policy(ranks, start)
+                name = "learner" if method == DEFAULT else f"learner_{method}"
+                place = str(local_device(device))
+                with closing(
+                    Learner(run / name, catalog, store, start, config, place, name=name, ranks=ranks)
+                ) as learner:
+                    _train(learner, phase, steps)
+    except (*_REFUSALS, OSError, SQLAlchemyError) as error:
+        fail(error)
 
 
 def _train(learner: Learner, phase: Phase, steps: int) -> None:
@@ -120,7 +151,7 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
             bar.update(task, advance=1, note=losses)
 
         stopped = stop_requested()  # between two steps only: a state of half a step would be saved otherwise
-        while work.steps < steps and not stopped():
+        while work.steps < steps and not learner.ranks.any(stopped()):
             work.train(min(_SLICE, steps - work.steps), show)
             if work.steps % _SAVE_EVERY == 0:
                 work.save()

@@ -37,9 +37,18 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def local_device(device: str) -> torch.device:
+    """cpu, or for cuda under `torchrun` the GPU with the local rank's number."""
+    return (
+        torch.device(device, int(os.environ["LOCAL_RANK"]))
+        if device == "cuda" and launched()
+        else torch.device(device)
+    )
+
+
 @contextmanager
 def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
-    """The ranks that `torchrun` started; alone without it. device: cpu, or cuda for the GPU with the local rank's number.
+    """The ranks that `torchrun` started; alone without it. device: see `local_device`.
 
     Raises LaunchRefused.
     """
@@ -47,9 +56,8 @@ def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
         yield ALONE
         return
     _require_new_store()
-    place = torch.device(device)
+    place = local_device(device)
     if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:

@@ -63,6 +63,14 @@ class FlowActor:
         """The present policy, frozen."""
         return self.ranks.copy(self.descent.module).requires_grad_(False).eval()
 
+    @torch.no_grad()
+    def write_expert(self, expert: nn.Module) -> None:
+        """Give another one, whole on this rank, the values of the trained one; nothing if it is the same."""
+        if expert is self.descent.module:
+            return
+        for kept, trained in zip(expert.parameters(), self.descent.module.parameters(), strict=True):
+            kept.copy_(self.ranks.whole(trained))
+
     def reference_digest(self) -> str:
         """sha256 of the reference's weights. Raises ReferenceMissing."""
         hasher = hashlib.sha256()

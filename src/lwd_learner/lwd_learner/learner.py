@@ -7,6 +7,7 @@ down in the catalog (cursor, versions), the replay's ledger and the trainer's st
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -30,9 +31,11 @@ from lwd_learner.batch import Batch
 from lwd_learner.extraction.headed import deployed
 from lwd_learner.gate import AUC_MIN, outcome_auc
 from lwd_learner.methods import DEFAULT, named
-from lwd_learner.replay import Replay, Selection
+from lwd_learner.ranks import ALONE, Ranks
+from lwd_learner.replay import Selection
 from lwd_learner.replay_episode import ReplayEpisode, ReplayLayout, Source
 from lwd_learner.selections import DEMONSTRATIONS, DEPLOYED
+from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.transitions import (
     OUTCOME_SUCCESS,
@@ -101,8 +104,13 @@ class Learner:
         device: str = "cpu",
         seed: int = 0,
         name: str = "learner",
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Continues where an earlier process of the same run directory stopped."""
+        """Continues where an earlier process of the same run directory stopped.
+
+        ranks: that train together, each with a learner like this one; all call `ingest`, `clone`, `refit`, `learn` and
+        `publish` at the same moments. Only the first one's catalog and store are used.
+        """
         self.config = config or LearnerConfig()
         self.method = named(self.config.method)
         self.policy = policy.to(device)
@@ -110,30 +118,34 @@ class Learner:
         self.run_dir = run_dir
         self._store = store
         self._name = name
+        self.ranks = ranks
         action = policy.action_spec
         self.trainer = Trainer(
-            policy.expert,
+            policy.expert if ranks.size == 1 else copy.deepcopy(policy.expert),  # ranks may keep pieces of theirs
             policy.context_dim,
             action.horizon,
             action.dim,
             replace(self.method.adapt(self.config.trainer), step_s=action.step_s),
             device,
             seed,
+            ranks,
         )
         layout = ReplayLayout(
             policy.feature_dim, action.horizon, action.dim, policy.observation_spec.history, feature_key(policy)
         )
-        self.replay = Replay(run_dir / "replay", layout)
-        self.held_out = Replay(run_dir / "held_out", layout)
+        self._shared = SharedReplay(run_dir / "replay", layout, ranks)
+        self._shared_held_out = SharedReplay(run_dir / "held_out", layout, ranks)
+        self.replay, self.held_out = self._shared.whole, self._shared_held_out.whole
         self.check = CriticCheck()
         self._next_check = 0  # the trainer's step; counted over calls of `learn`, however short these are
-        self.snapshot = catalog.cursor(name)
+        # Where the replay was moved away, as one of an older format has to be, everything is ahead again.
+        self.snapshot = catalog.cursor(name) if self.replay.stored + self.held_out.stored else 0
         self.version = max((row.version for row in catalog.policies()), default=-1)
 
     def close(self) -> None:
         """Release the replays."""
-        self.replay.close()
-        self.held_out.close()
+        self._shared.close()
+        self._shared_held_out.close()
 
     # Data --------------------------------------------------------------------------------------------
 
@@ -144,14 +156,23 @@ class Learner:
         limit: int | None = None,
     ) -> Ingested:
         """Take in all episodes committed since the last call, or the first `limit` of them. An episode that cannot
-        be used is noted in the catalog's quarantine and passed over; it never stops the rest."""
+        be used is noted in the catalog's quarantine and passed over; it never stops the rest. The first rank does it, for
+        all; the result is empty on the others."""
         result = Ingested()
+        if self.ranks.first:
+            self._ingest(source, progress, limit, result)
+        self._agree()
+        return result
+
+    def _ingest(
+        self, source: Source, progress: Callable[[int, int], None], limit: int | None, result: Ingested
+    ) -> None:
         rows = self.catalog.episodes_since(self.snapshot, limit)
         for done, row in enumerate(rows):
             try:
                 episode = ReplayEpisode.from_rows(episode_rows(self.trace(row), self.policy), source)
-                replay = self.held_out if self._is_held_out(row.episode_id) else self.replay
-                if replay.append(episode):
+                shared = self._shared_held_out if self._is_held_out(row.episode_id) else self._shared
+                if shared.written.append(episode):
                     result.episodes += 1
                     result.transitions += len(episode.transitions)
             except (EpisodeUnusable, ObservationError, BlobMissing, BlobDamaged, SerdeError, *BROKEN) as error:
@@ -161,7 +182,11 @@ class Learner:
             progress(done + 1, len(rows))
         if rows:
             self.catalog.set_cursor(self._name, self.snapshot)
-        return result
+
+    def _agree(self) -> None:
+        """All ranks see the same episodes from here on."""
+        self._shared.agree()
+        self._shared_held_out.agree()
 
     def trace(self, row: EpisodeRow) -> EpisodeTrace:
         """What happened in a committed episode, with the verdict that counts. Raises like `fetch_trace`."""
@@ -186,13 +211,11 @@ class Learner:
     ) -> None:
         """Behaviour cloning of the selected transitions; the learning rate rises briefly to its peak (None:
         `clone_rate`) and falls to zero."""
+        self._agree()
         peak = self.config.clone_rate if peak_rate is None else peak_rate
         for step in range(steps):
             rate = peak * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + cos(pi * step / steps))
-            batch = self.replay.sample(
-                self.config.trainer.batch, self.trainer.sampling, self.trainer.config.gamma, selection=selection
-            )
-            progress(step + 1, self.trainer.clone(batch, rate))
+            progress(step + 1, self.trainer.clone(self._draw(selection), rate))
 
     def refit(
         self,
@@ -206,6 +229,7 @@ class Learner:
         nothing else keep theirs, or they would be forgotten. False, with nothing changed, if nothing of a deployment
         succeeded yet.
         """
+        self._agree()
         if not self.replay.count(replace(DEPLOYED, otherwise=None)):
             return False
         self.clone(steps, DEPLOYED, progress, self.config.refit_rate)
@@ -214,32 +238,34 @@ class Learner:
 
     def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
         """`steps` of the method on the replay: the LEARNER step of algorithm.md 3, or of cloning at a constant rate."""
+        self._agree()
         for step in range(steps):
             if not self.method.judges:
-                progress(step + 1, self.trainer.clone(self._draw()))
+                progress(step + 1, self.trainer.clone(self._draw(self.method.draws, self.config.n_step)))
                 continue
             if self.trainer.steps >= self._next_check:
                 self.check = self._check_critic()
                 self._next_check = self.trainer.steps + self.config.check_every
             metrics = self.trainer.learn(
-                self._draw(),
+                self._draw(self.method.draws, self.config.n_step),
                 update_policy=self.check.knows_something,
                 raise_tau=self.check.over_estimate <= self.config.over_estimate_max,
             )
             progress(step + 1, metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate})
 
-    def _draw(self) -> Batch:
-        """A minibatch of what the method learns from."""
-        return self.replay.sample(
-            self.config.trainer.batch,
-            self.trainer.sampling,
+    def _draw(self, selection: Selection, n_step: Mapping[str, int] | None = None) -> Batch:
+        """This rank's rows of a minibatch."""
+        return self._shared.part.sample(
+            self.ranks.share(self.config.trainer.batch),
+            self.ranks.sampling(self.trainer.sampling),
             self.trainer.config.gamma,
-            n_step=dict(self.config.n_step),
-            selection=self.method.draws,
+            n_step=dict(n_step or {}),
+            selection=selection,
         )
 
     def _check_critic(self) -> CriticCheck:
-        """Judge the critic by episodes it was not trained on."""
+        """Judge the critic by episodes it was not trained on. All ranks judge all of them: their verdicts may differ in
+        the last digits, where they compute differently, and the mean decides."""
         spans = self.held_out.spans
         if not spans:
             return CriticCheck()
@@ -252,24 +278,31 @@ class Learner:
         executed = batch.mask.sum(dim=1).float().mean().item()
         outcome = success * self.trainer.config.gamma ** (executed * left)
         stratum = batch.task.numpy() * 1000 + place
-        return CriticCheck(outcome_auc(q, success, stratum), float(np.median(q - outcome)))
+        verdict = {"auc": outcome_auc(q, success, stratum), "over_estimate": float(np.median(q - outcome))}
+        return CriticCheck(**self.ranks.means(verdict))
 
     # Policies ----------------------------------------------------------------------------------------
 
     def publish(self, metrics: Mapping[str, float] | None = None) -> int:
         """Make the present policy the version that the fleet should run: a new one, unless the newest is this very
-        policy (the critic did not let it change). Returns its number."""
+        policy (the critic did not let it change). Returns its number. The first rank does it, for all."""
+        self.trainer.actor.write_expert(self.policy.expert)
+        if self.ranks.first:
+            self._publish(metrics or {})
+        self.version = self.ranks.newest(self.version)
+        return self.version
+
+    def _publish(self, metrics: Mapping[str, float]) -> None:
         policy = deployed(self.policy, self.trainer.extraction)
         if self.version < 0 or not checkpoint.holds(_folder(self.catalog.policy(self.version)), policy):
             snapshot = (self.snapshot, self.catalog.snapshot()[1])
             parent = self.version if self.version >= 0 else None
             origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
             path = checkpoint.save(self.run_dir.parent / "policies", policy, origin)
-            finite = {name: float(value) for name, value in (metrics or {}).items() if np.isfinite(value)}
+            finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
             self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
         if self.catalog.policy(self.version).state == "candidate":  # new, or its learner died before the next line
             self.catalog.set_policy_state(self.version, "active")
-        return self.version
 
 
 def fetch_trace(store: BlobStore, row: EpisodeRow, policy: FlowPolicy, stride: int) -> EpisodeTrace:

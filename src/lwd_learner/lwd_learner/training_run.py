@@ -28,12 +28,16 @@ class TrainingRun:
     def __init__(self, learner: Learner, phase: Phase) -> None:
         self.learner, self.phase = learner, phase
         self._states = learner.run_dir / _STATES
-        self.resumed = bool(saved_states(self._states))
+        ranks = learner.trainer.ranks  # only the first one's host needs to have what was saved
+        self.resumed = bool(ranks.newest(len(saved_states(self._states))))
         if self.resumed:
             learner.trainer.load(self._states)
         if phase != "bc" and learner.trainer.actor.reference is None:
             learner.trainer.freeze_reference()  # what was cloned, or came as a checkpoint, is what policies stay near
-        self._first = _first_step(learner.run_dir / f"{phase}.json", learner.trainer.steps)
+        now = learner.trainer.steps
+        self._first = ranks.newest(
+            _first_step(learner.run_dir / f"{phase}.json", now) if ranks.first else now
+        )
 
     @property
     def steps(self) -> int:

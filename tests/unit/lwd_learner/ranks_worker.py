@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.qam import QamConfig
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
+from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
+from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import saved_states
 
@@ -186,6 +190,45 @@ def survive(out: Path, ranks: Ranks) -> None:
         save_file(result, out / "end.safetensors")
 
 
+def watch(out: Path, ranks: Ranks, hosts: int) -> None:
+    """Draw from a replay that grows at the first rank while the other one is late; write what each saw at each step."""
+    ranks.keeper = ranks.first or hosts == 2
+    layout = ReplayLayout(2, H, A, feature_key="k")
+    shared = SharedReplay(out / f"{hosts}.host{ranks.index if hosts == 2 else 0}", layout, ranks)
+    seen = []
+    for step in range(12):
+        if ranks.first:
+            for number in range(step % 4):
+                shared.written.append(flat_episode(f"{step}.{number}"))
+            if step == 8:  # a later label: the episode takes the place of the old one
+                shared.written.append(flat_episode("1.0", rows=3))
+        else:
+            time.sleep(0.02 * (step % 3))
+        count = shared.agree()
+        if ranks.first and step % 2:  # what comes between the agreement and the draw is for the next step
+            shared.written.append(flat_episode(f"{step}.late"))
+        if count:
+            batch = shared.part.sample(4, torch.Generator().manual_seed(step), 0.9)
+            seen.append([count, batch.row.tolist(), batch.context[:, -1].tolist()])
+    shared.agree()
+    digests = [shared.whole.episode(number).digest() for number in range(shared.whole.stored)]
+    (out / f"seen.{hosts}.{ranks.index}.json").write_text(json.dumps([seen, digests]))
+    shared.close()
+
+
+def flat_episode(name: str, rows: int = 2) -> ReplayEpisode:
+    """An episode of `rows` chunks, whose features are a function of its name."""
+    table = np.zeros(rows, TRANSITION)
+    table["point"], table["next_point"] = np.arange(rows), [*range(1, rows), -1]
+    table["executed"], table["planned"], table["author"], table["reward"] = H, H, 1, 0.25
+    table["done"][-1] = True
+    random = np.random.default_rng([*name.encode()])
+    features = random.normal(size=(rows, 2)).astype(np.float32)
+    previous = np.maximum(np.arange(rows) - 1, 0)
+    actions = random.normal(size=(rows, H, A)).astype(np.float32)
+    return ReplayEpisode(name, "place", "online", 1, features, previous, actions, table)
+
+
 def main() -> None:
     out, strategy, task, *cases = sys.argv[1:]
     torch.set_num_threads(1)
@@ -194,6 +237,9 @@ def main() -> None:
         if task == "compare":
             compare(Path(out), ranks, cases)
             agree(Path(out), ranks)
+        elif task == "watch":
+            for hosts in (1, 2):
+                watch(Path(out), ranks, hosts)
         else:
             survive(Path(out), ranks)
 

@@ -5,31 +5,53 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks_worker import CASES, CLONE_STEPS, LEARN_STEPS, tensors, trainer, updates
 from safetensors.torch import load_file
+from small_run import SmallRun
 
 from lwd_learner.distributed import LaunchRefused, joined
 from lwd_learner.ranks import ALONE, Ranks, UnevenRows
+from lwd_learner.replay import ReplayReader
 from lwd_learner.training_state import saved_states
+from lwd_policy import checkpoint
 
 FSDP_CASES = ["lwd", "crowded"]
 WORKER = Path(__file__).parent / "ranks_worker.py"
 
 
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    """Start torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
 def torchrun(*arguments: str, restarts: int = 0) -> None:
     """Run a command on two ranks of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-4000:]
+    options = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    launcher = launch(*options, *arguments)
+    try:
+        _, errors = launcher.communicate(timeout=150)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0, errors[-4000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +155,56 @@ def test_training_whose_rank_was_killed_ends_as_if_nothing_had_happened(ddp: Pat
         assert metrics == curve[step - 1], step
     ours, theirs = load_file(ddp / "lwd.safetensors"), load_file(tmp_path / "end.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_ranks_of_different_speed_see_the_same_episodes_at_every_step(tmp_path: Path) -> None:
+    """algorithm.md, test 25; with one replay for both, and with a copy of it on another host."""
+    torchrun(str(WORKER), str(tmp_path), "ddp", "watch")
+    for hosts in (1, 2):
+        seen = [json.loads((tmp_path / f"seen.{hosts}.{index}.json").read_text()) for index in range(2)]
+        (first, stored), (second, copied) = seen
+        counts = [count for count, _, _ in first]
+        assert counts == [count for count, _, _ in second]
+        assert counts == sorted(counts) and len(set(counts)) > 8
+        assert stored == copied and len(stored) > counts[-1]
+        with ReplayReader(tmp_path / f"{hosts}.host0", 0) as replay:
+            for (count, mine, _), (_, other, _) in zip(first, second, strict=True):
+                replay.see(count)
+                assert {*mine, *other} <= {*replay.rows().tolist()}
+                assert count == 1 or not {*mine} & {
+                    *other
+                }  # minibatches of one view, from parts of their own
+        for _, rows, features in (*first, *second):  # a row is the same transition in every copy
+            with ReplayReader(tmp_path / f"{hosts}.host0") as replay:
+                assert replay.batch(np.array(rows), 0.9).context[:, -1].tolist() == features
+
+
+def test_the_command_trains_on_two_hosts_of_which_one_has_nothing(tmp_path: Path) -> None:
+    """Two launchers with a run directory each, as on two machines; the second one's is empty."""
+    run = SmallRun(tmp_path / "here")
+    run.commit([1, 2])
+    policy = checkpoint.save(tmp_path / "start", run.policy())
+    command = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--local-addr=localhost"]
+    command += [f"--rdzv-endpoint=localhost:{free_port()}", "--monitor-interval=0.1"]
+    command += ["-m", "lwd_learner.cli", "train", "bc", "--steps=12", "--batch=32"]
+    launchers = [
+        launch(*command, f"--run-dir={run.root}", f"--policy={policy}"),
+        launch(*command, f"--run-dir={tmp_path / 'there'}"),
+    ]
+    for launcher in launchers:
+        _, errors = launcher.communicate(timeout=150)
+        assert launcher.returncode == 0, errors[-4000:]
+    version = run.catalog.policies()[-1]
+    assert not checkpoint.holds(policy, checkpoint.load(Path(version.uri.removeprefix("file://")))[0])
+    assert saved_states(run.root / "learner" / "state")[-1].name == "step_000000012"
+    for name in ("replay", "held_out"):
+        with (
+            ReplayReader(run.root / "learner" / name) as here,
+            ReplayReader(tmp_path / "there" / "learner" / name) as there,
+        ):
+            assert there.episode_ids == here.episode_ids
+            assert len(there) == len(here)
+    assert not saved_states(tmp_path / "there" / "learner" / "state")
 
 
 def test_restarts_are_refused_where_they_would_look_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
