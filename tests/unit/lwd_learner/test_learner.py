@@ -152,6 +152,17 @@ def test_a_restart_goes_on_from_the_cursor(run: SmallRun) -> None:
     assert len(again.replay.episode_ids) == 2
 
 
+def test_where_the_replay_was_moved_away_everything_is_ingested_anew(run: SmallRun) -> None:
+    first = run.learner(held_out=0.0)
+    assert first.ingest("offline").episodes == 2
+    transitions = len(first.replay)
+    first.close()
+    (run.root / "learner" / "replay").rename(run.root / "old_replay")
+    again = run.learner(held_out=0.0)
+    assert again.ingest("offline").episodes == 2 and len(again.replay) == transitions
+    again.close()
+
+
 def test_a_phase_counts_its_steps_over_restarts(run: SmallRun) -> None:
     learner = run.learner(held_out=0.0)
     learner.ingest("offline")
