@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -26,14 +27,23 @@ class Batch:
     policy_version: Tensor  # [B] int64
     task: Tensor  # [B] int64, index into Replay.tasks
     row: Tensor  # [B] int64, row of the replay
+    # uint8 [B, history, cameras, 3, height, width], RGB of the same observations as `context` and `next_context`; None
+    # unless asked for
+    images: Tensor | None = None
+    next_images: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
     def first(self, rows: int | None) -> Batch:
         """The first rows, drawn at random as all are; None: all."""
-        return Batch(**{f.name: getattr(self, f.name)[:rows] for f in fields(self)})
+        return self.each(lambda tensor: tensor[:rows])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on another device; itself where it is there already."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor changed; what is not there stays away."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})

@@ -41,6 +41,7 @@ class Extent:
     points: int = 0
     rows: int = 0
     spans: int = 0
+    image_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Ledger:
             if found is None:
                 raise ReplayMissing(f"{directory}: a replay is being created there; nothing to read yet")
             _compare({"format": found.get("format", "")}, {"format": json.dumps(FORMAT)}, directory)
-            layout = ReplayLayout(**{f.name: json.loads(found[f.name]) for f in fields(ReplayLayout)})
+            layout = ReplayLayout.from_values(
+                {f.name: json.loads(found[f.name]) for f in fields(ReplayLayout)}
+            )
         except BaseException:
             connection.close()
             raise
@@ -121,7 +124,8 @@ class Ledger:
         if stored == 0:
             return Extent()
         row = self._connection.execute(
-            "SELECT points_end, rows_end, spans_end FROM episodes WHERE number = ?", (stored - 1,)
+            "SELECT points_end, rows_end, spans_end, image_bytes_end FROM episodes WHERE number = ?",
+            (stored - 1,),
         ).fetchone()
         if row is None:
             raise ReplayMissing(
@@ -216,7 +220,7 @@ class Ledger:
             (place.number, episode.episode_id),
         )
         self._connection.execute(
-            "INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 place.number,
                 episode.episode_id,
@@ -235,7 +239,8 @@ _TABLES = (
     "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, since INTEGER NOT NULL)",
     "CREATE TABLE episodes (number INTEGER PRIMARY KEY, episode_id TEXT NOT NULL, digest TEXT NOT NULL,"
     " task INTEGER NOT NULL, source TEXT NOT NULL, ordinal INTEGER NOT NULL, rows INTEGER NOT NULL,"
-    " points_end INTEGER NOT NULL, rows_end INTEGER NOT NULL, spans_end INTEGER NOT NULL)",
+    " points_end INTEGER NOT NULL, rows_end INTEGER NOT NULL, spans_end INTEGER NOT NULL,"
+    " image_bytes_end INTEGER NOT NULL)",
     "CREATE INDEX by_id ON episodes (episode_id, number)",
     "CREATE INDEX by_group ON episodes (task, source, number)",
     "CREATE TABLE superseded (number INTEGER PRIMARY KEY, by INTEGER NOT NULL)",

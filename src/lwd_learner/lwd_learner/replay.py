@@ -3,7 +3,8 @@
 
 A directory holds the columns `features.f32` and `previous.i64` (observation points, and the point before in the
 context of each), `actions.f32` and `transitions.bin` (chunk starts), `spans.bin` (rows of one episode by one author),
-each in segments of a fixed size, and `ledger.sqlite3`. Episodes are appended as a whole: columns first, synced, then
+with cameras `images.bin` (encoded, as recorded) and `image_places.i64` (where those of a point are), each in segments of a
+fixed size, and `ledger.sqlite3`. Episodes are appended as a whole: columns first, synced, then
 the ledger. What a crash leaves beyond the ledger is written over.
 
 One process writes (`Replay` holds a lock on the directory). Any number read (`ReplayReader`), each as much of the
@@ -24,13 +25,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lwd_learner.batch import Batch
 from lwd_learner.column import Column
 from lwd_learner.divl import chunk_reward, n_step_window
 from lwd_learner.ledger import Extent, Ledger, Place, ReplayMismatch, ReplayMissing
-from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
+from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout, pack_images
 from lwd_learner.replay_index import EVERYTHING, SPAN, WHOLE, ReplayIndex, Selection, Shard
+from lwd_policy.observation import Stream, decode_image
 
 __all__ = [
     "EVERYTHING",
@@ -88,6 +91,8 @@ class ReplayReader:
         self._actions = column("actions.f32", np.dtype("f4"), layout.horizon, layout.action_dim)
         self._transitions = column("transitions.bin", TRANSITION)
         self._spans = column("spans.bin", SPAN)
+        self._images = column("images.bin", np.dtype("u1"))
+        self._image_places = column("image_places.i64", np.dtype("i8"), max(1, len(layout.cameras)), 2)
 
     def close(self) -> None:
         """Release the files."""
@@ -122,6 +127,8 @@ class ReplayReader:
             (self._actions, before.rows, after.rows),
             (self._transitions, before.rows, after.rows),
             (self._spans, before.spans, after.spans),
+            (self._images, before.image_bytes, after.image_bytes),
+            (self._image_places, before.points, after.points if self.layout.cameras else 0),
         ):
             column.require(first, end)
         if self._index is not None:
@@ -176,12 +183,14 @@ class ReplayReader:
         n_step: int | Mapping[str, int] = 1,
         selection: Selection = EVERYTHING,
         online_share: Mapping[str, float] | None = None,
+        images: bool = False,
     ) -> Batch:
         """Draw `size` transitions with replacement. algorithm.md 4.17.
 
         Uniform over tasks; inside a task, where both have rows, online with the chance `online_share` (by task name,
         else .5) and offline otherwise. gamma: per executed step. n_step: chunks of the window of offline rows (by
-        task name if a mapping, else 1); online windows are one chunk. Raises ReplayEmpty.
+        task name if a mapping, else 1); online windows are one chunk. images: with those of `layout.cameras`, decoded
+        now; by far the longest part. Raises ReplayEmpty.
         """
         # Always three draws per row, so that the random stream does not depend on what the replay holds.
         uniform = torch.rand(3, size, generator=generator, dtype=torch.float64).numpy()
@@ -191,9 +200,15 @@ class ReplayReader:
             raise ReplayEmpty(
                 f"no transition for {selection}; the replay holds {len(self)} in {len(self.spans)} episodes"
             )
-        return self.batch(rows, gamma, n_step)
+        return self.batch(rows, gamma, n_step, images)
 
-    def batch(self, rows: NDArray[np.int64], gamma: float, n_step: int | Mapping[str, int] = 1) -> Batch:
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        gamma: float,
+        n_step: int | Mapping[str, int] = 1,
+        images: bool = False,
+    ) -> Batch:
         """The given rows, [B] int64, in the n-step view. Nothing is read of the chunks inside a window but their
         lengths, rewards and ends."""
         if len(rows) and (rows.min() < 0 or rows.max() >= self._extent.rows):
@@ -220,7 +235,9 @@ class ReplayReader:
         )
         next_point = table["next_point"][np.arange(len(rows)), view.last.numpy()]
         next_point = np.where(next_point < 0, first["point"], next_point)
-        contexts = self._features.gather(self._histories(np.stack([first["point"], next_point])))
+        histories = self._histories(np.stack([first["point"], next_point]))
+        contexts = self._features.gather(histories)
+        seen = self._decoded(histories) if images else (None, None)
         context, next_context = torch.from_numpy(contexts.reshape(2, len(rows), -1))
         steps = np.arange(self.layout.horizon)
         return Batch(
@@ -237,7 +254,32 @@ class ReplayReader:
             policy_version=torch.from_numpy(first["policy_version"].astype(np.int64)),
             task=torch.from_numpy(task),
             row=torch.from_numpy(rows.copy()),
+            images=seen[0],
+            next_images=seen[1],
         )
+
+    def _decoded(self, points: NDArray[np.int64]) -> Tensor:
+        """[...] points -> uint8 [..., cameras, 3, height, width]; an image that several of them saw is decoded once."""
+        shapes = {(camera.height, camera.width) for camera in self.layout.cameras}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"images of {len(self.layout.cameras)} cameras of {len(shapes)} sizes make no batch"
+            )
+        ((height, width),) = shapes
+        distinct, which = np.unique(points, return_inverse=True)
+        decoded = np.empty((len(distinct), len(self.layout.cameras), 3, height, width), np.uint8)
+        places = self._image_places.gather(distinct)
+        for number, camera in enumerate(self.layout.cameras):
+            stream = Stream(camera.name, "replay", "image", (height, width, 3), max_age_s=0.0)
+            by_begin: dict[int, int] = {}
+            for k, (begin, size) in enumerate(places[:, number].tolist()):
+                known = by_begin.setdefault(begin, k)
+                if known == k:
+                    image = decode_image(stream, self._images.read(begin, size).tobytes())
+                    decoded[k, number] = image.transpose(2, 0, 1)
+                else:
+                    decoded[k, number] = decoded[known, number]
+        return torch.from_numpy(decoded)[torch.from_numpy(which.reshape(points.shape))]
 
     def episode(self, number: int) -> ReplayEpisode:
         """What the append with this number was given, superseded or not; its digest is the same. Raises ReplayMissing."""
@@ -259,7 +301,15 @@ class ReplayReader:
             self._previous.read(before.points, points) - before.points,
             self._actions.read(before.rows, rows).copy(),
             table,
+            *pack_images(self._encoded(before.points, points)),
         )
+
+    def _encoded(self, first: int, count: int) -> list[list[bytes]]:
+        """[count][cameras] the images of points that follow each other."""
+        if not self.layout.cameras:
+            return []
+        places = self._image_places.read(first, count).tolist()
+        return [[self._images.read(*place).tobytes() for place in point] for point in places]
 
     def _chain(
         self, rows: NDArray[np.int64], first: NDArray[Any], length: int
@@ -365,7 +415,15 @@ class Replay(ReplayReader):
 
     @property
     def _columns(self) -> tuple[Column, ...]:
-        return self._features, self._previous, self._actions, self._transitions, self._spans
+        return (
+            self._features,
+            self._previous,
+            self._actions,
+            self._transitions,
+            self._spans,
+            self._images,
+            self._image_places,
+        )
 
     def _write(self, episode: ReplayEpisode, place: Place, end: Extent) -> Extent:
         """Put an episode behind what was written so far. Returns where it ends."""
@@ -383,7 +441,24 @@ class Replay(ReplayReader):
         self._actions.write(end.rows, episode.actions)
         self._transitions.write(end.rows, table)
         self._spans.write(end.spans, spans)
-        return Extent(end.points + len(episode.features), end.rows + len(table), end.spans + len(spans))
+        image_bytes = self._write_images(episode, end) if self.layout.cameras else 0
+        return Extent(
+            end.points + len(episode.features), end.rows + len(table), end.spans + len(spans), image_bytes
+        )
+
+    def _write_images(self, episode: ReplayEpisode, end: Extent) -> int:
+        """Put the images behind those that are there, none of them in two segments. Returns where they end."""
+        distinct, which = np.unique(episode.image_places.reshape(-1, 2), axis=0, return_inverse=True)
+        at = end.image_bytes
+        begins = np.empty(len(distinct), np.int64)
+        for k, (begin, size) in enumerate(distinct.tolist()):
+            left = self._images.segment_rows - at % self._images.segment_rows
+            at += left if left < size else 0
+            self._images.write(at, episode.images[begin : begin + size])
+            begins[k], at = at, at + size
+        places = np.stack([begins[which.reshape(-1)], distinct[which.reshape(-1), 1]], axis=-1)
+        self._image_places.write(end.points, places.reshape(episode.image_places.shape))
+        return at
 
 
 def _spans(table: NDArray[Any], place: Place, first_row: int) -> NDArray[Any]:

@@ -21,6 +21,8 @@ from lwd_learner.ranks import Ranks
 from lwd_learner.replay import Replay, ReplayReader
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
 
+_ARRAYS = ("features", "previous", "actions", "images", "image_places")
+
 
 class SharedReplay:
     """One rank's end of it. All ranks make it, and call `agree`, at the same moments."""
@@ -68,8 +70,7 @@ class SharedReplay:
 
 
 def _as_tensors(episode: ReplayEpisode) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    arrays = {name: getattr(episode, name) for name in ("features", "previous", "actions")}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.tensor(getattr(episode, name)) for name in _ARRAYS}
     tensors["transitions"] = torch.from_numpy(episode.transitions.view(np.uint8))
     names = ("episode_id", "task", "source", "outcome")
     return tensors, {name: getattr(episode, name) for name in names}
@@ -81,8 +82,6 @@ def _from_tensors(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> R
         task=record["task"],
         source=record["source"],
         outcome=record["outcome"],
-        features=tensors["features"].numpy(),
-        previous=tensors["previous"].numpy(),
-        actions=tensors["actions"].numpy(),
         transitions=tensors["transitions"].numpy().view(TRANSITION),
+        **{name: tensors[name].numpy() for name in _ARRAYS},
     )

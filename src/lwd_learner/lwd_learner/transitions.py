@@ -24,6 +24,7 @@ from lwd_policy.observation import (
     ObservationBuffer,
     ObservationSpec,
     ObservationStale,
+    Stream,
     decode_message,
     reference_position,
 )
@@ -35,6 +36,7 @@ STATE_RUNNING, STATE_ENDED = 2, 3
 
 
 _SETTLED_NS = 1_000_000_000  # samples are recorded no later than this after their stamp
+_FRAMES_KEPT_S = 10.0
 
 
 class EpisodeUnusable(Exception):
@@ -73,6 +75,8 @@ class EpisodeTrace:
         default_factory=lambda: np.zeros(0, np.int64)
     )  # [T] the arm furthest from the policy
     policy_version: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [T]
+    cameras: tuple[str, ...] = ()  # whose images are kept
+    images: dict[tuple[str, int], bytes] = field(default_factory=dict)  # by camera and stamp, as recorded
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class EpisodeRows:
     previous: NDArray[np.int64]  # [K] row of the observation before in a context; itself at the start of one
     actions: NDArray[np.float32]  # [R, H, A] normalised; zero beyond `planned`
     transitions: list[ChunkTransition]
+    images: list[list[bytes]]  # [K][cameras], as recorded; empty without cameras
 
 
 def read_trace(
@@ -115,17 +120,20 @@ def read_trace(
     spec: ObservationSpec,
     joint_names: Sequence[str],
     stride: int,
+    cameras: Sequence[str] = (),
 ) -> EpisodeTrace:
     """Replay `(topic without robot prefix, log time in ns, message)` in log order into a trace.
 
     Where the policy decided, its chunk names the very samples it saw (`ObservationStamps`); where a demonstrator
-    did, a point is placed every `stride` steps on what a policy would have seen then. Raises EpisodeUnusable.
+    did, a point is placed every `stride` steps on what a policy would have seen then. cameras: streams whose images are
+    kept, too, of what points are placed on. Raises EpisodeUnusable.
     """
     streams = {stream.topic: stream for stream in spec.streams}
     buffer = ObservationBuffer(spec)
-    trace = EpisodeTrace(episode_id)
+    trace = EpisodeTrace(episode_id, cameras=tuple(cameras))
     executed: list[_Step] = []
-    points = _Points(buffer)
+    frames = _Frames([spec.stream(name) for name in cameras])
+    points = _Points(buffer, frames)
     due: list[
         tuple[int, int]
     ] = []  # (step, stamp) of points to place once every sample about the stamp was read
@@ -155,7 +163,9 @@ def read_trace(
             decisions.append(_Decision.of(message))
         stream = streams.get(topic)
         if stream is not None:
-            buffer.add(stream.name, stamp, decode_message(stream, message, joint_names))
+            value = decode_message(stream, message, joint_names)
+            buffer.add(stream.name, stamp, value)
+            frames.add(stream.name, stamp, value)
             decisions = [decision for decision in decisions if not points.resolve(decision)]
         demonstrated = executed and executed[-1].author not in (AUTHOR_POLICY, AUTHOR_HOLD)
         if topic == "executed_action" and demonstrated and len(executed) % stride == 0:
@@ -163,6 +173,7 @@ def read_trace(
     for point in due:
         points.place(*point)
     trace.unseen = len(decisions)
+    trace.images = frames.kept
     if not trace.robot:
         raise EpisodeUnusable(
             f"{episode_id}: no message on `episode`, nothing says when it ran and how it ended"
@@ -240,7 +251,10 @@ def episode_rows(trace: EpisodeTrace, policy: FlowPolicy, batch: int = 64) -> Ep
         replace(one, point=rows[one.point], next_point=rows[one.next_point] if one.next_point >= 0 else -1)
         for one in chunk_transitions(trace, action.horizon, action.execute_steps)
     ]
-    return EpisodeRows(trace, np.concatenate(features).astype(np.float32), previous, actions, transitions)
+    images = [_recorded_images(trace, observation) for observation in observations] if trace.cameras else []
+    return EpisodeRows(
+        trace, np.concatenate(features).astype(np.float32), previous, actions, transitions, images
+    )
 
 
 def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -250,7 +264,9 @@ def raw_actions(trace: EpisodeTrace, action: ActionSpec) -> tuple[NDArray[np.flo
     raw = np.zeros((len(transitions), action.horizon, action.dim))
     for chunk, transition in zip(raw, transitions, strict=True):
         point = trace.points[transition.point]
-        length = _run_length(trace.author, transition.first, min(transition.first + action.horizon + 1, len(trace.author)))
+        length = _run_length(
+            trace.author, transition.first, min(transition.first + action.horizon + 1, len(trace.author))
+        )
         taken = trace.positions[transition.first : transition.first + length]
         padded = np.concatenate([taken, np.repeat(taken[-1:], action.horizon + 1 - len(taken), axis=0)])
         seen = from_step_grid(padded, point.phase)[: action.horizon]
@@ -270,6 +286,13 @@ def _distinct(points: Sequence[ObservationPoint]) -> tuple[list[Observation], li
         for earlier, later in pairwise(rows):
             previous[later] = earlier
     return [by_key[key] for key in order], [row[_key(point.observation)] for point in points], previous
+
+
+def _recorded_images(trace: EpisodeTrace, observation: Observation) -> list[bytes]:
+    missing = [camera for camera in trace.cameras if camera not in observation.stamps]
+    if missing:
+        raise EpisodeUnusable(f"{trace.episode_id}: an observation without an image of {', '.join(missing)}")
+    return [trace.images[camera, observation.stamps[camera]] for camera in trace.cameras]
 
 
 def _key(observation: Observation) -> tuple[int, tuple[tuple[str, int], ...]]:
@@ -316,10 +339,37 @@ class _Decision:
         return _Decision(int(message.observation_step), tuple(seen))
 
 
+class _Frames:
+    """Images as they were recorded: those of the last seconds, and for good those that were asked to be kept. The rest of
+    an episode, gigabytes of it, is forgotten while it is read."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.kept: dict[tuple[str, int], bytes] = {}
+        self._recent: dict[str, dict[int, bytes]] = {stream.name: {} for stream in streams}
+        # Longer than the buffer that observations are assembled from.
+        self._horizon_ns = round(1e9 * max([_FRAMES_KEPT_S, *(2 * stream.max_age_s for stream in streams)]))
+
+    def add(self, name: str, stamp: int, encoded: Any) -> None:
+        recent = self._recent.get(name)
+        if recent is None:
+            return
+        recent[stamp] = encoded
+        while (oldest := next(iter(recent))) < stamp - self._horizon_ns:
+            del recent[oldest]
+
+    def keep(self, context: Sequence[Observation]) -> None:
+        for observation in context:
+            for name, recent in self._recent.items():
+                stamp = observation.stamps.get(name)
+                if stamp in recent:
+                    self.kept[name, stamp] = recent[stamp]
+
+
 class _Points:
     """The observation points of an episode while it is read."""
 
-    def __init__(self, buffer: ObservationBuffer) -> None:
+    def __init__(self, buffer: ObservationBuffer, frames: _Frames) -> None:
+        self._frames = frames
         self.clock = StepClock()
         self.found: dict[int, ObservationPoint] = {}  # by the number of the step before
         self._buffer = buffer
@@ -350,6 +400,7 @@ class _Points:
 
     def _put(self, point: ObservationPoint) -> None:
         self.found[point.step] = point
+        self._frames.keep(point.context)
         if self._first_ns is None:
             self._first_ns = point.observation.time_ns
 

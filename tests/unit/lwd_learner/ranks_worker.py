@@ -93,7 +93,7 @@ def union(step: int) -> Batch:
 
 
 def part(batch: Batch, ranks: Ranks) -> Batch:
-    return Batch(**{name: ranks.mine(tensor) for name, tensor in vars(batch).items()})
+    return batch.each(ranks.mine)
 
 
 def trainer(case: str, ranks: Ranks = ALONE, seed: int = 0) -> Trainer:
