@@ -60,7 +60,14 @@ def generate(
     images = np.lib.format.open_memmap(
         shard.with_suffix(".images.npy"), "w+", np.uint8, (frames, len(cameras), IMAGE_SIZE, IMAGE_SIZE, 3)
     )
-    rows: dict[str, list[Any]] = {"body": [], "keypoints": [], "offsets": [], "task": [], "item": [], "place": []}
+    rows: dict[str, list[Any]] = {
+        "body": [],
+        "keypoints": [],
+        "offsets": [],
+        "task": [],
+        "item": [],
+        "place": [],
+    }
     started = time.monotonic()
     for index, (world, command) in zip(range(frames), _scenes(seed), strict=False):
         for camera, name in enumerate(cameras):
@@ -76,7 +83,9 @@ def generate(
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Directory of the data set")],
-    out: Annotated[Path, typer.Option(help="Where the trunk is written")] = Path("config/trunks/sim_dual_arm"),
+    out: Annotated[Path, typer.Option(help="Where the trunk is written")] = Path(
+        "config/trunks/sim_dual_arm"
+    ),
     minutes: Annotated[float, typer.Option(help="Training time")] = 60.0,
     batch: Annotated[int, typer.Option(help="Samples per update")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -85,7 +94,9 @@ def train(
     """Train the trunk; the last 5 % of the frames are held out."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shards = [(np.load(p.with_suffix(".images.npy"), mmap_mode="r"), np.load(p)) for p in sorted(data.glob("*.npz"))]
+    shards = [
+        (np.load(p.with_suffix(".images.npy"), mmap_mode="r"), np.load(p)) for p in sorted(data.glob("*.npz"))
+    ]
     rows = {key: np.concatenate([shard[1][key] for shard in shards]) for key in shards[0][1].files}
     images = np.concatenate([shard[0][: len(shard[1]["item"])] for shard in shards])
     held_out = len(images) // 20
@@ -113,7 +124,12 @@ def train(
         step += 1
         if step % 500 == 0:
             validation = _validate(trunk, images, rows, held_out, device)
-            print(json.dumps({"step": step, "minutes": round(elapsed * minutes, 1), "loss": loss.item(), **validation}), flush=True)
+            print(
+                json.dumps(
+                    {"step": step, "minutes": round(elapsed * minutes, 1), "loss": loss.item(), **validation}
+                ),
+                flush=True,
+            )
             save_trunk(out, trunk, {"steps": step, "frames": len(images), **validation})
     validation = _validate(trunk, images, rows, held_out, device)
     save_trunk(out, trunk, {"steps": step, "frames": len(images), **validation})
@@ -164,7 +180,12 @@ def _through_jpeg(image: np.ndarray) -> np.ndarray:
 
 
 def _inputs(
-    images: np.ndarray, rows: dict[str, np.ndarray], index: np.ndarray, rng: np.random.Generator, split: str, device: str
+    images: np.ndarray,
+    rows: dict[str, np.ndarray],
+    index: np.ndarray,
+    rng: np.random.Generator,
+    split: str,
+    device: str,
 ) -> dict[str, Tensor]:
     """Instructions are drawn anew each time: any of its wordings belongs to a goal."""
     texts = []
@@ -193,13 +214,17 @@ def _loss(seen: Perception, rows: dict[str, np.ndarray], index: np.ndarray, devi
     return loss
 
 
-def _heat_loss(heat: Tensor, rows: dict[str, np.ndarray], index: np.ndarray, projection: np.ndarray) -> Tensor:
+def _heat_loss(
+    heat: Tensor, rows: dict[str, np.ndarray], index: np.ndarray, projection: np.ndarray
+) -> Tensor:
     """Cross-entropy to a blob where the unmoved overview camera would see each thing.
 
     Without it the maps start uniform and positions hardly pull on them: a first minute became twenty.
     """
     target, present = _targets(rows, index, str(heat.device))[:2]
-    points = torch.cat([target, torch.ones_like(target[..., :1])], dim=-1) @ torch.tensor(projection.T, device=heat.device)
+    points = torch.cat([target, torch.ones_like(target[..., :1])], dim=-1) @ torch.tensor(
+        projection.T, device=heat.device
+    )
     centre = points[..., :2] / points[..., 2:]
     height, width = heat.shape[-2:]
     y = torch.linspace(-1, 1, height, device=heat.device)[:, None] - centre[..., 1, None, None]
@@ -234,7 +259,9 @@ def _targets(rows: dict[str, np.ndarray], index: np.ndarray, device: str) -> tup
 
 
 @torch.no_grad()
-def _validate(trunk: ImageTrunk, images: np.ndarray, rows: dict[str, np.ndarray], held_out: int, device: str) -> dict[str, float]:
+def _validate(
+    trunk: ImageTrunk, images: np.ndarray, rows: dict[str, np.ndarray], held_out: int, device: str
+) -> dict[str, float]:
     """Errors on held-out frames, with held-out wordings."""
     rng = np.random.default_rng(1)
     errors, near_errors, hits = [], [], []
@@ -244,7 +271,9 @@ def _validate(trunk: ImageTrunk, images: np.ndarray, rows: dict[str, np.ndarray]
         target, present, offsets, near, item, place = _targets(rows, index, device)
         errors.append((seen.keypoints - target).norm(dim=-1)[:, :3][present[:, :3] > 0].cpu())
         near_errors.append((seen.tool_offsets - offsets).norm(dim=-1)[near > 0].cpu())
-        hits.append(((seen.item_logits.argmax(-1) == item) & (seen.place_logits.argmax(-1) == place)).float().cpu())
+        hits.append(
+            ((seen.item_logits.argmax(-1) == item) & (seen.place_logits.argmax(-1) == place)).float().cpu()
+        )
     trunk.train()
     error, near_error = torch.cat(errors), torch.cat(near_errors)
     return {
