@@ -43,6 +43,11 @@ class Descent:
         """Forget what the optimiser remembers of gradients."""
         self.optimiser = self._make(self.module.parameters())
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that the optimiser was made with."""
+        return float(self.optimiser.defaults["lr"])
+
     def set_rate(self, rate: float) -> None:
         """Learning rate of the next steps."""
         for group in self.optimiser.param_groups:

@@ -23,6 +23,7 @@ from lwd_learner.extraction import ExtractionConfig, make_extraction
 from lwd_learner.extraction.headed import HeadConfig, acting_noise_steps, with_head
 from lwd_learner.flow_actor import FlowActor, fast_products
 from lwd_learner.ranks import ALONE, Ranks
+from lwd_learner.schedule import CONSTANT, Schedule
 from lwd_learner.training_state import ResumeRefused, load_state, save_state, saved_states
 from lwd_learner.value_learner import Metrics, ValueLearner
 
@@ -42,9 +43,9 @@ class TrainerConfig:
     )
     policy_rate: float = 3e-4  # AdamW; 2e-5 as published belongs to a billion parameters
     policy_decay: float = 0.0  # weight decay; would pull the policy away from its reference
-    critic_rate: float = (
-        5e-4  # Adam, value and critic; as published, held constant: a deployment has no last step
-    )
+    critic_rate: float = 5e-4  # Adam, value and critic; as published
+    policy_schedule: Schedule = CONSTANT  # of `policy_rate` and the rates of heads: no last step to anneal to
+    critic_schedule: Schedule = CONSTANT  # of `critic_rate`
     grad_norm_max: float = 1.0  # of each network's gradient, section 3
     precision: Literal["float32", "bf16"] = (
         "float32"  # of activations and products; bf16: autocast, weights and sums stay as they are
@@ -52,8 +53,15 @@ class TrainerConfig:
     compile: bool = False  # networks by torch.compile; the first updates take minutes
 
     def paper(self) -> TrainerConfig:
-        """The `lwd_paper` preset. algorithm.md 4.20."""
-        return replace(self, divl=self.divl.paper(), extraction=qam.QamConfig().paper())
+        """The `lwd_paper` preset. algorithm.md 4.20. Its rates fall where the number of steps is known."""
+        falling = Schedule("cosine")
+        return replace(
+            self,
+            divl=self.divl.paper(),
+            extraction=qam.QamConfig().paper(),
+            policy_schedule=falling,
+            critic_schedule=falling,
+        )
 
     @property
     def gamma(self) -> float:
@@ -116,6 +124,8 @@ class Trainer:
         self._compile()
         self.steps = 0  # clone and learn steps
         self.online_steps = 0  # learn steps that raised tau_base
+        self.phase_steps = 0  # learn steps since `begin_phase`: where schedules are
+        self.planned: int | None = None  # learn steps that the phase will have; None: it has no end
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, int] = defaultdict(int)
 
@@ -139,6 +149,10 @@ class Trainer:
 
     # --- reinforcement learning ----------------------------------------------------------------------------
 
+    def begin_phase(self) -> None:
+        """Learning rates start their schedules anew."""
+        self.phase_steps = 0
+
     def learn(self, batch: Batch, update_policy: bool = True, raise_tau: bool = True) -> dict[str, float]:
         """The LEARNER step: value, then target with the updated value, critic, EMA, policy. algorithm.md 3.
 
@@ -147,6 +161,7 @@ class Trainer:
         raises it along its ramp. Raises NonFiniteLoss, ReferenceMissing.
         """
         batch = batch.to(self.device)
+        self._set_rates()
         self.online_steps += int(raise_tau and self.ranks.any(bool(batch.online.any())))
         with self._watch(), self._autocast():
             metrics: Metrics = self.values.update(batch, self.config.divl.tau_base(self.online_steps))
@@ -156,7 +171,19 @@ class Trainer:
                 metrics |= self.extraction.update(batch.first(first))
         metrics["policy_updated"] = float(update_policy)
         self.steps += 1
+        self.phase_steps += 1
         return self._record(metrics)
+
+    def _set_rates(self) -> None:
+        policy = (self.actor.descent, *self.extraction.descents)
+        values = (self.values.value_descent, self.values.critic_descent)
+        for schedule, descents in (
+            (self.config.policy_schedule, policy),
+            (self.config.critic_schedule, values),
+        ):
+            if schedule != CONSTANT:
+                for descent in descents:
+                    descent.set_rate(descent.peak_rate * schedule.share(self.phase_steps, self.planned))
 
     # --- acting --------------------------------------------------------------------------------------------
 
@@ -179,6 +206,16 @@ class Trainer:
         return self.values.q(batch.context, batch.action, batch.mask).mean(dim=0).cpu()
 
     @torch.no_grad()
+    def critic_losses(self, batch: Batch) -> Tensor:
+        """[B] what the critic's loss is the mean of, with the networks as they are now."""
+        batch = batch.to(self.device)
+        tau_base = self.config.divl.tau_base(self.online_steps)
+        read = divl.bootstrap(self.values.value(batch.next_context), tau_base, self.config.divl)
+        target = divl.critic_target(batch.reward, batch.discount, read.value)
+        q: Tensor = self.values.critic(batch.context, batch.action, batch.mask)
+        return (q - target).square().sum(dim=0)
+
+    @torch.no_grad()
     def diagnose(self, batch: Batch) -> dict[str, float]:
         """Q of what the policy and its reference would do from the same noise. Does not disturb training."""
         batch = batch.to(self.device)
@@ -194,18 +231,23 @@ class Trainer:
         )
         return {"q_policy": policy, "q_reference": reference, "q_gain": policy - reference}
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Of all metrics since the last report."""
+        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+
     def report(self) -> dict[str, float]:
         """Means of all metrics since the last report."""
-        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
+        means = self.means
         self._sums.clear()
         self._counts.clear()
         return means
 
     # --- saving --------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, beside: Mapping[str, Any] | None = None) -> Path:
         """Write a state from which `load` continues bit for bit, also on another number of ranks. Returns its directory
-        below `folder`; only the first rank writes. Raises RanksDiverged."""
+        below `folder`; only the first rank writes. beside: what else belongs to the run, as JSON. Raises RanksDiverged."""
         whole = self.ranks.whole
         tensors = {"rng.noise": self.actor.noise.get_state(), "rng.sampling": self.sampling.get_state()}
         for name, module in self._modules():
@@ -220,18 +262,20 @@ class Trainer:
             "config": self.config.to_record(),
             "steps": self.steps,
             "online_steps": self.online_steps,
+            "phase_steps": self.phase_steps,
             "extraction": self.extraction.numbers,
             "has_reference": self.actor.reference is not None,
             "sums": self._sums,
             "counts": self._counts,
+            "beside": dict(beside or {}),
         }
         written = save_state(folder, self.steps, tensors, record) if self.ranks.first else folder
         self.ranks.wait()
         return written
 
-    def load(self, folder: Path) -> None:
-        """Continue from the newest state below `folder`, of which only the first rank needs to have a copy. Raises
-        ResumeRefused; then nothing was changed."""
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Continue from the newest state below `folder`, of which only the first rank needs to have a copy. Returns what
+        was saved beside it. Raises ResumeRefused; then nothing was changed."""
         part = self.ranks.part
         where = folder
         saved: tuple[Mapping[str, Tensor], dict[str, Any]] = {}, {}
@@ -268,9 +312,12 @@ class Trainer:
         self.actor.noise.set_state(tensors["rng.noise"])
         self.sampling.set_state(tensors["rng.sampling"])
         self.steps, self.online_steps = record["steps"], record["online_steps"]
+        self.phase_steps = record["phase_steps"]
         self.extraction.restore(record["extraction"])
         self._sums = defaultdict(float, record["sums"])
         self._counts = defaultdict(int, record["counts"])
+        beside: dict[str, Any] = record["beside"]
+        return beside
 
     def _load_optimiser(self, descent: Descent, tensors: Mapping[str, Tensor]) -> None:
         descent.restart()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _TENSORS, _RECORD = "state.safetensors", "state.json"
-_PREFIX = "step_"
+_NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")  # of the second and later states of one step, with their number
 
 
 class ResumeRefused(Exception):
@@ -24,10 +25,17 @@ class ResumeRefused(Exception):
 def save_state(
     parent: Path, step: int, tensors: dict[str, Tensor], record: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write `parent/step_<step>` by rename, synced, and drop all but the newest `keep`. Returns the directory."""
+    """Write `parent/step_<step>` by rename, synced, and drop all but the newest `keep`. Returns the directory.
+
+    A state that is there is never replaced, but joined by another one of the same step and dropped in its turn: at
+    no moment is there less than before. One process writes to `parent`.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    final, partial = parent / f"{_PREFIX}{step:09d}", parent / f".{_PREFIX}{step:09d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    for left in parent.glob(".*.partial"):  # of a run that was killed here
+        shutil.rmtree(left)
+    taken = [number for at, number in map(_order, saved_states(parent)) if at == step]
+    final = parent / (f"step_{step:09d}.{max(taken) + 1}" if taken else f"step_{step:09d}")
+    partial = parent / f".{final.name}.partial"
     partial.mkdir()
     save_file(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
@@ -36,18 +44,24 @@ def save_state(
     (partial / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
     for path in (partial / _TENSORS, partial / _RECORD, partial):
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
     partial.rename(final)
     _sync(parent)
     for old in saved_states(parent)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(parent / f".{old.name}.partial"))  # half a state must not look like one
     return final
 
 
 def saved_states(parent: Path) -> list[Path]:
     """Complete states, oldest first."""
-    return sorted(parent.glob(f"{_PREFIX}*")) if parent.is_dir() else []
+    found = parent.iterdir() if parent.is_dir() else ()
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_order)
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """Step, and number among the states of this step."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
