@@ -108,7 +108,7 @@ def train(
     torch.set_num_threads(1)
     try:
         named(method)
-        with joined(strategy.value, device) as ranks:
+        with joined(strategy.value, device, (run / "catalog.db").is_file()) as ranks:
             console.quiet = not ranks.first
             if ranks.first and not (run / "catalog.db").is_file():
                 fail(f"{run} has no catalog.db; `lwd ingest` makes one")

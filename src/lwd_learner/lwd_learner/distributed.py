@@ -47,8 +47,10 @@ def local_device(device: str) -> torch.device:
 
 
 @contextmanager
-def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
-    """The ranks that `torchrun` started; alone without it. device: see `local_device`.
+def joined(strategy: Strategy, device: str = "cpu", holds: bool = False) -> Iterator[Ranks]:
+    """The ranks that `torchrun` started; alone without it. device: see `local_device`; holds:
+    whether this process can reach what the run starts from. The first that can becomes the first rank: which host gets
+    torchrun's rank 0 is chance.
 
     Raises LaunchRefused.
     """
@@ -61,7 +63,8 @@ def joined(strategy: Strategy, device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
-        yield ShardedGroup(place) if strategy == "fsdp" else Group(place)
+        root = _first_with(holds, place)
+        yield ShardedGroup(place, root) if strategy == "fsdp" else Group(place, root)
     finally:
         dist.destroy_process_group()
 
@@ -77,14 +80,24 @@ def _require_new_store() -> None:
         )
 
 
+def _first_with(holds: bool, device: torch.device) -> int:
+    """The lowest of torchrun's ranks where it is so; 0 where nowhere."""
+    size = dist.get_world_size()
+    mine = torch.tensor(dist.get_rank() if holds else size, device=device)
+    dist.all_reduce(mine, dist.ReduceOp.MIN)
+    return int(mine) % size
+
+
 class Group(Ranks):
     """All processes of the default process group; every one holds all parameters (DistributedDataParallel)."""
 
-    def __init__(self, device: torch.device) -> None:
-        """device: of the tensors that are sent."""
-        self.index, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, device: torch.device, root: int = 0) -> None:
+        """device: of the tensors that are sent; root: torchrun's number of what is the first rank here."""
+        self.size = dist.get_world_size()
+        self.index = (dist.get_rank() - root) % self.size
         self.keeper = os.environ["LOCAL_RANK"] == "0"
         self.device = device
+        self._root = root
 
     def sampling(self, generator: torch.Generator) -> torch.Generator:
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -113,19 +126,19 @@ class Group(Ranks):
         sent = torch.zeros(self.newest(len(text)), dtype=torch.uint8, device=self.device)
         if self.first:
             sent.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(sent, src=0)
+        dist.broadcast(sent, src=self._root)
         shapes, record = json.loads(bytes(sent.tolist()))
         got = {}
         for name, (dtype, shape) in shapes.items():
             tensor = tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, dtype))
             moved = tensor.to(self.device).contiguous()
-            dist.broadcast(moved, src=0)
+            dist.broadcast(moved, src=self._root)
             got[name] = moved.cpu()
         return got, record
 
     def newest(self, number: int) -> int:
         sent = torch.tensor(number, device=self.device)
-        dist.broadcast(sent, src=0)
+        dist.broadcast(sent, src=self._root)
         return int(sent)
 
     def least(self, number: int) -> int:
@@ -150,7 +163,7 @@ class Group(Ranks):
     def place(self, module: nn.Module) -> nn.Module:
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=self._root)
         return module
 
     def engine(self, module: nn.Module) -> nn.Module:
@@ -175,8 +188,8 @@ class ShardedGroup(Group):
     ranks must therefore call a network equally often, also without gradient.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, root: int = 0) -> None:
+        super().__init__(device, root)
         self._mesh = init_device_mesh(device.type, (self.size,))
         # FSDP's modules cannot be copied: plain ones without memory are kept to make copies from.
         self._blanks: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()

@@ -233,7 +233,7 @@ def main() -> None:
     out, strategy, task, *cases = sys.argv[1:]
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    with joined(strategy) as ranks:
+    with joined(strategy, holds=task == "survive" and os.environ["RANK"] == "1") as ranks:
         if task == "compare":
             compare(Path(out), ranks, cases)
             agree(Path(out), ranks)

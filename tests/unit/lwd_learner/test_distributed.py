@@ -188,8 +188,8 @@ def test_the_command_trains_on_two_hosts_of_which_one_has_nothing(tmp_path: Path
     command += [f"--rdzv-endpoint=localhost:{free_port()}", "--monitor-interval=0.1"]
     command += ["-m", "lwd_learner.cli", "train", "bc", "--steps=12", "--batch=32"]
     launchers = [
+        launch(*command, f"--run-dir={tmp_path / 'there'}"),  # torchrun's rank 0: it was there first
         launch(*command, f"--run-dir={run.root}", f"--policy={policy}"),
-        launch(*command, f"--run-dir={tmp_path / 'there'}"),
     ]
     for launcher in launchers:
         _, errors = launcher.communicate(timeout=150)
