@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks that judge: a categorical value of a context, and an ensemble of critics of a context and a chunk.
 
-Both read cached trunk features; neither is ever shipped to a robot. B rows, C context size, H steps, A action
+Both read the features of `critic_features`; neither is ever shipped to a robot. B rows, C context size, H steps, A action
 size, E heads. All heads of the ensemble run as one batched product.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 from typing import Literal
@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lwd_learner.image_encoder import ImageEncoderConfig
 
 _FINAL_SCALE = 0.01  # logits and values start near 0: no state is preferred before anything was learned
 
@@ -34,6 +36,10 @@ class CriticConfig:
     hidden: Literal["norm_silu", "gelu_norm"] = (
         "norm_silu"  # after each product; gelu_norm: as in QAM's code, 1.8
     )
+    features: Literal["trunk", "own"] = (
+        "trunk"  # cached ones of the policy's frozen trunk; own: beside them what an encoder makes of images, 1.2
+    )
+    encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)  # with features = "own"
 
     def __post_init__(self) -> None:
         if not 1 <= self.heads <= 16 or min(self.width, self.layers, self.embedding, self.queries) < 1:

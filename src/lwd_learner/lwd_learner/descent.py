@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
 import torch
@@ -53,19 +53,27 @@ class Descent:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def step(self, loss: Tensor) -> float:
-        """One step down a scalar loss, the mean over ranks; returns the gradient's norm before it was clipped.
+    def step(self, loss: Tensor, along: Sequence[Descent] = ()) -> float:
+        """One step down a scalar loss, the mean over ranks; returns the gradient's norm before it was clipped. along:
+        descents of other networks that the loss went through; each clips its own part.
 
         Raises NonFiniteLoss, on all ranks at once: one that went on alone would wait for the others for ever.
         """
         value = float(self._ranks.mean(loss))
         if not isfinite(value):
             raise NonFiniteLoss(f"the {self.name} loss is {value}")
-        self.optimiser.zero_grad(set_to_none=True)
+        together = (self, *along)
+        for one in together:
+            one.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        lengths = [one._clip() for one in together]  # all of them are numbers before any network changes
+        for one in together:
+            one.optimiser.step()
+        return lengths[0]
+
+    def _clip(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.norm_max)
         length = float(self._ranks.whole(norm))
         if not isfinite(length):
             raise NonFiniteLoss(f"the {self.name} gradient has norm {length}")
-        self.optimiser.step()
         return length

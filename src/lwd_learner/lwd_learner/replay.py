@@ -260,12 +260,9 @@ class ReplayReader:
 
     def _decoded(self, points: NDArray[np.int64]) -> Tensor:
         """[...] points -> uint8 [..., cameras, 3, height, width]; an image that several of them saw is decoded once."""
-        shapes = {(camera.height, camera.width) for camera in self.layout.cameras}
-        if len(shapes) != 1:
-            raise ValueError(
-                f"images of {len(self.layout.cameras)} cameras of {len(shapes)} sizes make no batch"
-            )
-        ((height, width),) = shapes
+        if not self.layout.cameras:
+            raise ValueError("this replay was made without cameras; it has no images to give")
+        height, width = self.layout.cameras[0].height, self.layout.cameras[0].width
         distinct, which = np.unique(points, return_inverse=True)
         decoded = np.empty((len(distinct), len(self.layout.cameras), 3, height, width), np.uint8)
         places = self._image_places.gather(distinct)

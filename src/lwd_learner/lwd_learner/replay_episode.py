@@ -60,6 +60,12 @@ class ReplayLayout:
         Camera, ...
     ] = ()  # of one size; none: cached features are all that is kept of an observation
 
+    def __post_init__(self) -> None:
+        if len({(camera.height, camera.width) for camera in self.cameras}) > 1:
+            raise ValueError(
+                f"images of one size make a batch; {', '.join(map(str, self.cameras))} have several"
+            )
+
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> ReplayLayout:
         """From what `dataclasses.asdict` made of one, by way of JSON."""

@@ -22,6 +22,7 @@ from lwd_learner.descent import Descent, NonFiniteLoss
 from lwd_learner.extraction import ExtractionConfig, make_extraction
 from lwd_learner.extraction.headed import HeadConfig, acting_noise_steps, with_head
 from lwd_learner.flow_actor import FlowActor, fast_products
+from lwd_learner.image_encoder import Sight
 from lwd_learner.ranks import ALONE, Ranks
 from lwd_learner.schedule import CONSTANT, Schedule
 from lwd_learner.training_state import ResumeRefused, load_state, save_state, saved_states
@@ -94,9 +95,11 @@ class Trainer:
         device: torch.device | str = "cpu",
         seed: int = 0,
         ranks: Ranks = ALONE,
+        sight: Sight | None = None,
     ) -> None:
         """Networks and random numbers are of torch's default precision, and batches must be. ranks: see `Ranks`; each
-        makes the same calls with its rows of a batch, `ranks.share(config.batch)` of them."""
+        makes the same calls with its rows of a batch, `ranks.share(config.batch)` of them. sight: the images of those
+        batches, for a critic with features of its own."""
         self.config = config = config or TrainerConfig()
         self.ranks = ranks
         self.device = torch.device(device)
@@ -116,6 +119,7 @@ class Trainer:
             self.device,
             seed,
             ranks,
+            sight,
         )
         extraction = make_extraction(config.extraction, self.actor, self.values)
         self.extraction = with_head(config.head, extraction, self.actor, self.values)
@@ -203,16 +207,17 @@ class Trainer:
     def judge(self, batch: Batch) -> Tensor:
         """[B] mean of the target heads for the replayed chunks, on the CPU: for `gate.outcome_auc` and reports."""
         batch = batch.to(self.device)
-        return self.values.q(batch.context, batch.action, batch.mask).mean(dim=0).cpu()
+        state = self.values.slow_state(batch)
+        return self.values.q(state, batch.action, batch.mask).mean(dim=0).cpu()
 
     @torch.no_grad()
     def critic_losses(self, batch: Batch) -> Tensor:
         """[B] what the critic's loss is the mean of, with the networks as they are now."""
         batch = batch.to(self.device)
         tau_base = self.config.divl.tau_base(self.online_steps)
-        read = divl.bootstrap(self.values.value(batch.next_context), tau_base, self.config.divl)
+        read = divl.bootstrap(self.values.value(self.values.next_state(batch)), tau_base, self.config.divl)
         target = divl.critic_target(batch.reward, batch.discount, read.value)
-        q: Tensor = self.values.critic(batch.context, batch.action, batch.mask)
+        q: Tensor = self.values.critic(self.values.state(batch), batch.action, batch.mask)
         return (q - target).square().sum(dim=0)
 
     @torch.no_grad()
@@ -226,8 +231,9 @@ class Trainer:
             self.act(batch.context, noise),
             self.actor.sample(self.actor.frozen, batch.context, noise[:, : self.actor.chunk[0]]),
         )
+        state = self.values.slow_state(batch)
         policy, reference = (
-            float(self.ranks.mean(self.values.q(batch.context, chunk, batch.mask).mean())) for chunk in chunks
+            float(self.ranks.mean(self.values.q(state, chunk, batch.mask).mean())) for chunk in chunks
         )
         return {"q_policy": policy, "q_reference": reference, "q_gain": policy - reference}
 
@@ -340,6 +346,7 @@ class Trainer:
         yield "value", self.values.value_descent.module
         yield "critic", self.values.critic_descent.module
         yield "target_critic", self.values.target_critic
+        yield from self.values.features.modules.items()
         for name, module in self.extraction.modules.items():
             yield name, self.ranks.bare(module)
 
@@ -360,6 +367,7 @@ class Trainer:
         yield self.actor.descent
         yield self.values.value_descent
         yield self.values.critic_descent
+        yield from self.values.features.descents
         yield from self.extraction.descents
 
     @contextmanager

@@ -168,9 +168,11 @@ def test_a_replay_without_cameras_has_no_images_to_give(tmp_path: Path) -> None:
             replay.append(episode("a", 1))
         images, places = pack_images([])
         replay.append(replace(episode("a", 1), images=images, image_places=places))
-        with pytest.raises(ValueError, match="0 cameras"):
+        with pytest.raises(ValueError, match="made without cameras"):
             replay.batch(np.arange(2), 0.9, images=True)
     assert not list(tmp_path.glob("image*"))
+    with pytest.raises(ValueError, match="one size"):
+        replace(LAYOUT, cameras=(Camera("left", 8, 8), Camera("right", 8, 9)))
 
 
 def test_recorded_images_reach_the_batch_as_the_policy_saw_them(tmp_path: Path) -> None:

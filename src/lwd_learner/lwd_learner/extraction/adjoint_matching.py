@@ -32,10 +32,11 @@ class AdjointMatching:
         context, mask = batch.context, batch.mask
         noise = actor.normal((config.steps, len(batch), actor.chunk[0] * actor.chunk[1]), axis=1)
         temperature = qam.effective_lambda(self.dual, config)
+        state = self._values.slow_state(batch)
         step = qam.policy_loss(
             actor.velocity(actor.expert, context),
             actor.velocity(actor.frozen, context),
-            lambda a: self._values.q(context, a.view(-1, *actor.chunk), mask),
+            lambda a: self._values.q(state, a.view(-1, *actor.chunk), mask),
             noise,
             temperature,
             config,

@@ -49,5 +49,5 @@ class AdvantageWeighted(Cloning):
 
     @torch.no_grad()
     def weights(self, batch: Batch) -> Tensor:
-        q = divl.value_label(self.values.q(batch.context, batch.action, batch.mask))
-        return advantage_weight(q - self.values.baseline(batch.context), self._config)
+        q = divl.value_label(self.values.q(self.values.slow_state(batch), batch.action, batch.mask))
+        return advantage_weight(q - self.values.baseline(self.values.state(batch)), self._config)

@@ -45,6 +45,10 @@ class BestOfN(Cloning):
 
     def __init__(self, actor: FlowActor, values: ValueLearner, config: BestOfNConfig) -> None:
         super().__init__(actor, values)
+        if values.features.modules:
+            raise ValueError(
+                'best-of-N acts on a context alone, which a critic with features = "own" cannot judge'
+            )
         self._config = config
 
     @torch.no_grad()

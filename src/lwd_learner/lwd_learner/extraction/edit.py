@@ -90,7 +90,9 @@ class Edit:
         flow = self._flow(context, self._actor.normal(shape))
         center, log_deviation = self._descent.network(context, flow)
         edit, densities = squash(center, log_deviation, self._actor.normal(shape))
-        value = climbed_value(self._values, context, self.network.apply_edit(flow, edit), mask)
+        value = climbed_value(
+            self._values, self._values.state(batch), self.network.apply_edit(flow, edit), mask
+        )
         log_density = (densities * mask.unsqueeze(-1)).sum(dim=(1, 2))
         temperature: Tensor = self._cooling.network()
         loss = edit_loss(value, log_density, temperature)

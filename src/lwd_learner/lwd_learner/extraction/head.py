@@ -40,14 +40,14 @@ class Head(Protocol):
         """Of all that learns."""
 
 
-def climbed_value(values: ValueLearner, context: Tensor, chunk: Tensor, mask: Tensor) -> Tensor:
+def climbed_value(values: ValueLearner, state: Tensor, chunk: Tensor, mask: Tensor) -> Tensor:
     """[B] mean of the heads of the online critic, as published (adjoint matching asks the slow one). algorithm.md 1.8.
 
-    The gradient reaches the chunk, in its executed steps (mask [B, H]), and no parameter of the critic.
+    state: `ValueLearner.state`. The gradient reaches the chunk, in its executed steps (mask [B, H]), and no parameter of the critic.
     """
     critic = values.critic_descent.module  # what collects gradients over ranks expects one for every call
     with _constant(critic):
-        heads: Tensor = critic(context, chunk, mask)
+        heads: Tensor = critic(state, chunk, mask)
     return heads.mean(dim=0)
 
 

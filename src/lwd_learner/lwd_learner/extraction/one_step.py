@@ -63,7 +63,7 @@ class OneStep:
         noise = self._actor.normal(batch.action.shape)
         flow = self._flow(batch.context, noise)
         chunk = self._learning(batch.context, noise)
-        value = climbed_value(self._values, batch.context, chunk.clamp(-1.0, 1.0), batch.mask)
+        value = climbed_value(self._values, self._values.state(batch), chunk.clamp(-1.0, 1.0), batch.mask)
         loss = one_step_loss(chunk, flow, value, self._config.distillation)
         norm = self._descent.step(loss)
         return {

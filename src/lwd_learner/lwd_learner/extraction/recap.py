@@ -74,9 +74,9 @@ class AdvantageConditioned:
     @torch.no_grad()
     def advantage(self, batch: Batch) -> Tensor:
         """[B] n-step return of the window, bootstrapped with V, minus V."""
-        after = self._values.baseline(batch.next_context)
+        after = self._values.baseline(self._values.next_state(batch))
         target = divl.critic_target(batch.reward, batch.discount, after)
-        return target - self._values.baseline(batch.context)
+        return target - self._values.baseline(self._values.state(batch))
 
     def positive(self, batch: Batch) -> Tensor:
         """[B] bool. What a person did is positive, whatever came of it: somebody thought it necessary."""
