@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 from pathlib import Path
@@ -30,10 +30,11 @@ from lwd_fleet.data.summary import OUTCOMES
 from lwd_learner.batch import Batch
 from lwd_learner.extraction.headed import deployed
 from lwd_learner.gate import AUC_MIN, outcome_auc
+from lwd_learner.image_encoder import Sight
 from lwd_learner.methods import DEFAULT, named
 from lwd_learner.ranks import ALONE, Ranks
 from lwd_learner.replay import Selection
-from lwd_learner.replay_episode import ReplayEpisode, ReplayLayout, Source
+from lwd_learner.replay_episode import Camera, ReplayEpisode, ReplayLayout, Source
 from lwd_learner.selections import DEMONSTRATIONS, DEPLOYED
 from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
@@ -51,6 +52,7 @@ from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
 _WARM_UP = 100  # cloning steps
+_ROWS_WITH_IMAGES = 64  # that are judged at a time
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
 
@@ -119,7 +121,8 @@ class Learner:
         self._store = store
         self._name = name
         self.ranks = ranks
-        action = policy.action_spec
+        action, history = policy.action_spec, policy.observation_spec.history
+        self._cameras = cameras_of(policy) if self.config.trainer.critic.features == "own" else ()
         self.trainer = Trainer(
             policy.expert if ranks.size == 1 else copy.deepcopy(policy.expert),  # ranks may keep pieces of theirs
             policy.context_dim,
@@ -129,12 +132,13 @@ class Learner:
             device,
             seed,
             ranks,
+            Sight(history, self._cameras),
         )
         expert = self.trainer.actor.descent.module
         if self.trainer.config.head is not None and any(ranks.whole(one) is not one for one in expert.parameters()):
             raise ValueError("a head is published by the first rank, which needs it whole: train it with ddp, not fsdp")
         layout = ReplayLayout(
-            policy.feature_dim, action.horizon, action.dim, policy.observation_spec.history, feature_key(policy)
+            policy.feature_dim, action.horizon, action.dim, history, feature_key(policy), cameras=self._cameras
         )
         self._shared = SharedReplay(run_dir / "replay", layout, ranks)
         self._shared_held_out = SharedReplay(run_dir / "held_out", layout, ranks)
@@ -193,7 +197,7 @@ class Learner:
 
     def trace(self, row: EpisodeRow) -> EpisodeTrace:
         """What happened in a committed episode, with the verdict that counts. Raises like `fetch_trace`."""
-        trace = fetch_trace(self._store, row, self.policy, self.config.stride)
+        trace = fetch_trace(self._store, row, self.policy, self.config.stride, self._cameras)
         verdict = self.catalog.labels(row.episode_id)
         if verdict:
             trace.outcome = OUTCOMES.index(verdict[-1].outcome)
@@ -250,13 +254,15 @@ class Learner:
                 self.check = self._check_critic()
                 self._next_check = self.trainer.steps + self.config.check_every
             metrics = self.trainer.learn(
-                self._draw(self.method.draws, self.config.n_step),
+                self._draw(self.method.draws, self.config.n_step, images=bool(self._cameras)),
                 update_policy=self.check.knows_something,
                 raise_tau=self.check.over_estimate <= self.config.over_estimate_max,
             )
             progress(step + 1, metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate})
 
-    def _draw(self, selection: Selection, n_step: Mapping[str, int] | None = None) -> Batch:
+    def _draw(
+        self, selection: Selection, n_step: Mapping[str, int] | None = None, images: bool = False
+    ) -> Batch:
         """This rank's rows of a minibatch."""
         return self._shared.part.sample(
             self.ranks.share(self.config.trainer.batch),
@@ -264,6 +270,7 @@ class Learner:
             self.trainer.config.gamma,
             n_step=dict(n_step or {}),
             selection=selection,
+            images=images,
         )
 
     def _check_critic(self) -> CriticCheck:
@@ -276,13 +283,21 @@ class Learner:
         place = np.concatenate([np.arange(count) for _, _, count in spans])
         left = np.concatenate([np.arange(count)[::-1] for _, _, count in spans])
         batch = self.held_out.batch(rows, self.trainer.config.gamma)
-        q = self.trainer.judge(batch).numpy()
+        q = self._judge(rows, batch)
         success = (batch.outcome == OUTCOME_SUCCESS).numpy()
         executed = batch.mask.sum(dim=1).float().mean().item()
         outcome = success * self.trainer.config.gamma ** (executed * left)
         stratum = batch.task.numpy() * 1000 + place
         verdict = {"auc": outcome_auc(q, success, stratum), "over_estimate": float(np.median(q - outcome))}
         return CriticCheck(**self.ranks.means(verdict))
+
+    def _judge(self, rows: NDArray[np.int64], batch: Batch) -> NDArray[np.float32]:
+        """[N] Q of held-out rows and the batch of them; with their images a few at a time, as these are large."""
+        if not self._cameras:
+            return self.trainer.judge(batch).numpy()
+        gamma, pieces = self.trainer.config.gamma, -(-len(rows) // _ROWS_WITH_IMAGES)
+        few = (self.held_out.batch(some, gamma, images=True) for some in np.array_split(rows, pieces))
+        return np.concatenate([self.trainer.judge(one).numpy() for one in few])
 
     # Policies ----------------------------------------------------------------------------------------
 
@@ -308,23 +323,35 @@ class Learner:
             self.catalog.set_policy_state(self.version, "active")
 
 
-def fetch_trace(store: BlobStore, row: EpisodeRow, policy: FlowPolicy, stride: int) -> EpisodeTrace:
-    """What happened in a committed episode, as this policy sees it. The blob's digest says that it is the bag which
-    was checked before it was committed. Raises EpisodeUnusable, BlobMissing, BlobDamaged."""
+def fetch_trace(
+    store: BlobStore, row: EpisodeRow, policy: FlowPolicy, stride: int, cameras: Sequence[Camera] = ()
+) -> EpisodeTrace:
+    """What happened in a committed episode, as this policy sees it, with the images of these cameras. The blob's digest
+    says that it is the bag which was checked before it was committed. Raises EpisodeUnusable, BlobMissing, BlobDamaged."""
     (file,) = row.summary.files
     with tempfile.TemporaryDirectory(prefix="lwd-") as folder:
         bag = Path(folder) / file.name
         store.get(file.sha256, bag)
-        return trace_episode(row.episode_id, bag_messages(bag, *topics_of(policy)), policy, stride)
+        return trace_episode(row.episode_id, bag_messages(bag, *topics_of(policy)), policy, stride, cameras)
 
 
 def trace_episode(
-    episode_id: str, messages: Iterable[RecordedMessage], policy: FlowPolicy, stride: int
+    episode_id: str,
+    messages: Iterable[RecordedMessage],
+    policy: FlowPolicy,
+    stride: int,
+    cameras: Sequence[Camera] = (),
 ) -> EpisodeTrace:
     """The trace of recorded messages (of `topics_of`), as this policy sees it. Raises EpisodeUnusable."""
     read = ((message.topic, message.log_time_ns, message.message) for message in messages)
     names = policy.action_spec.embodiment.joint_names
-    return read_trace(episode_id, read, policy.observation_spec, names, stride)
+    return read_trace(episode_id, read, policy.observation_spec, names, stride, [one.name for one in cameras])
+
+
+def cameras_of(policy: FlowPolicy) -> tuple[Camera, ...]:
+    """Those that the policy's observation has, at the size at which it looks at them."""
+    images = (stream for stream in policy.observation_spec.streams if stream.kind == "image")
+    return tuple(Camera(stream.name, *stream.shape[:2]) for stream in images)
 
 
 def topics_of(policy: FlowPolicy) -> tuple[str, ...]:

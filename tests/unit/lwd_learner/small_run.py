@@ -34,7 +34,8 @@ def small_config(**options: float) -> LearnerConfig:
 class SmallRun:
     """Everything below `root`, laid out as `lwd up` does."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, observation: str = "keypoints") -> None:
+        self.observation = observation
         torch.set_num_threads(1)
         self.root = root
         self.embodiment = Embodiment.load(ROBOT_FILE)
@@ -47,7 +48,7 @@ class SmallRun:
         action = ActionSpec.unnormalised(self.embodiment, "joint_relative", HORIZON, 0.1, 5)
         width = np.ones((HORIZON, action.dim))
         action = ActionSpec(self.embodiment, "joint_relative", HORIZON, 0.1, 5, 0 * width, 0.3 * width)
-        return FlowPolicy(build_trunk(trunk_config("keypoints"), self.embodiment), observation_spec("keypoints"), action)
+        return FlowPolicy(build_trunk(trunk_config(self.observation), self.embodiment), observation_spec(self.observation), action)
 
     def first_version(self) -> int:
         """Register an untrained policy and make it active."""
@@ -59,7 +60,7 @@ class SmallRun:
     def expert(self, seeds: Sequence[int]) -> list[Path]:
         """Sealed episodes of the scripted expert."""
         setup = HeadlessSetup(
-            self.embodiment, ArbiterTiming(), observation_spec("keypoints"), spool=self.root / "spool"
+            self.embodiment, ArbiterTiming(), observation_spec(self.observation), spool=self.root / "spool"
         )
         results = run_expert(setup, [EpisodeRequest("place", seed) for seed in seeds])
         return [result.path for result in results if result.path is not None]
