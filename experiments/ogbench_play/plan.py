@@ -77,7 +77,7 @@ CHOSEN = (
     replace(TRIALS["qam_edit-scale_0.1"], extraction=QAM.extraction),  # an edit of the flow that QAM reports
 )
 CHOSEN_KL = TRIALS["qam_kl-budget_0.3"]
-CHOSEN_SCENE = (TRIALS["bc"], TRIALS["awr-temperature_0.003"], QAM)
+CHOSEN_SCENE = (TRIALS["bc"], TRIALS["awr-temperature_0.003"], CHOSEN_KL)  # the better of the two QAM
 
 
 class Stage(str, Enum):
