@@ -23,9 +23,10 @@ from lwd_learner.distributed import joined
 from lwd_learner.extraction.awr import AwrConfig
 from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.one_step import OneStepConfig
+from lwd_learner.image_encoder import ImageEncoderConfig, Sight
 from lwd_learner.qam import QamConfig
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
-from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
+from lwd_learner.replay_episode import TRANSITION, Camera, ReplayEpisode, ReplayLayout
 from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import saved_states
@@ -36,6 +37,8 @@ CROWDED = 0.6  # share outside the box; about what it is, so that ranks left alo
 LWD = TrainerConfig(
     extraction=QamConfig(steps=5), critic=CriticConfig(width=32, embedding=8), batch=ROWS, policy_rate=3e-3
 )
+EYES = ImageEncoderConfig(channels=(4, 4), grid=2, view=8, width=16)
+SIGHT = Sight(2, (Camera("top", 8, 8),))
 CASES = {
     "lwd": LWD,
     "lwd_paper": LWD.paper(),
@@ -45,6 +48,7 @@ CASES = {
     "edit": replace(LWD, head=EditConfig()),
     "one_step": replace(LWD, head=OneStepConfig(acts_after=5)),
     "awr": replace(LWD, extraction=AwrConfig(temperature=0.3)),
+    "own": replace(LWD, critic=replace(LWD.critic, features="own", encoder=EYES)),
 }
 
 
@@ -89,6 +93,8 @@ def union(step: int) -> Batch:
         policy_version=torch.zeros(ROWS, dtype=torch.int64),
         task=torch.zeros(ROWS, dtype=torch.int64),
         row=torch.arange(ROWS),
+        images=torch.randint(256, (ROWS, 2, 1, 3, 8, 8), dtype=torch.uint8, generator=g),
+        next_images=torch.randint(256, (ROWS, 2, 1, 3, 8, 8), dtype=torch.uint8, generator=g),
     )
 
 
@@ -98,7 +104,7 @@ def part(batch: Batch, ranks: Ranks) -> Batch:
 
 def trainer(case: str, ranks: Ranks = ALONE, seed: int = 0) -> Trainer:
     torch.manual_seed(seed)
-    return Trainer(BlockExpert(), C, H, A, CASES[case], seed=seed, ranks=ranks)
+    return Trainer(BlockExpert(), C, H, A, CASES[case], seed=seed, ranks=ranks, sight=SIGHT)
 
 
 def updates(made: Trainer, ranks: Ranks, until: int = CLONE_STEPS + LEARN_STEPS) -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ from lwd_learner.replay import ReplayReader
 from lwd_learner.training_state import saved_states
 from lwd_policy import checkpoint
 
-FSDP_CASES = ["lwd", "crowded"]
+FSDP_CASES = ["lwd", "crowded", "own"]
 WORKER = Path(__file__).parent / "ranks_worker.py"
 
 
