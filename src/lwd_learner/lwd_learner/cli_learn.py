@@ -35,7 +35,7 @@ from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
 from lwd_learner.shared_policy import share_policy
 from lwd_learner.sim_policy import NothingToFit, sim_policy
 from lwd_learner.trainer import TrainerConfig
-from lwd_learner.training_run import TrainingRun
+from lwd_learner.training_run import TrainingRun, starting_policy
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy import checkpoint
 from lwd_policy.checkpoint import CheckpointRefused
@@ -85,7 +85,9 @@ def train(
     steps: Annotated[int, typer.Option(help="Steps of this phase, those of earlier calls included", min=1)],
     policy: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to start from; default: a fresh policy of the simulated robot"),
+        typer.Option(
+            help="Checkpoint to start from; default: what the run began with, or a fresh policy of the simulated robot"
+        ),
     ] = None,
     observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
     method: Annotated[
@@ -117,12 +119,13 @@ def train(
                 config = LearnerConfig(TrainerConfig(batch=batch), method=method)
                 store = LocalStore(run / "store")
                 start = None
-                if ranks.first and policy is None:
-                    start = sim_policy(observation, catalog, store, config.stride)
-                elif ranks.first and policy is not None:
-                    start = load_policy(policy, device)
-                start = share_policy(ranks, start)
                 name = "learner" if method == DEFAULT else f"learner_{method}"
+                known = policy or starting_policy(run / name)
+                if ranks.first and known is None:
+                    start = sim_policy(observation, catalog, store, config.stride)
+                elif ranks.first and known is not None:
+                    start = load_policy(known, device)
+                start = share_policy(ranks, start)
                 place = str(local_device(device))
                 with closing(
                     Learner(run / name, catalog, store, start, config, place, name=name, ranks=ranks)
@@ -133,6 +136,7 @@ def train(
 
 
 def _train(learner: Learner, phase: Phase, steps: int) -> None:
+    work = TrainingRun(learner, phase.value, steps)  # before episodes come in, which count from its step on
     with progress_bar() as bar:
         reading = bar.add_task("ingest", total=None, note="")
         ingested = learner.ingest(
@@ -141,7 +145,6 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
         bar.remove_task(reading)
         for text in ingested.refused:
             console.print(f"not used: {text}", markup=False, highlight=False)
-        work = TrainingRun(learner, phase.value)
         if work.resumed:
             console.print(f"goes on from step {work.steps} of {phase.value}")
         task = bar.add_task(phase.value, total=steps, completed=work.steps, note="")
@@ -159,10 +162,10 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
         work.save()
         console.print(f"stopped at step {work.steps}; the state is saved, the same command goes on")
         raise typer.Exit(130)
+    work.save()
     metrics = learner.trainer.report()
     before = learner.version
     version = learner.publish(metrics)
-    work.save()
     if version == before:
         console.print(
             f"policy unchanged, still version {version}, after {work.steps} steps on {len(learner.replay)} transitions"

@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import cos, pi
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,22 @@ from lwd_fleet.data.episode import RecordedMessage, bag_messages
 from lwd_fleet.data.store import BlobDamaged, BlobMissing, BlobStore
 from lwd_fleet.data.summary import OUTCOMES
 from lwd_learner.batch import Batch
+from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.extraction.headed import deployed
 from lwd_learner.gate import AUC_MIN, outcome_auc
 from lwd_learner.image_encoder import Sight
+from lwd_learner.ingest_journal import Arrival, IngestJournal
+from lwd_learner.loss_mix import LossMix, LossMixConfig, loss_sums
 from lwd_learner.methods import DEFAULT, named
+from lwd_learner.non_finite import save_evidence
 from lwd_learner.ranks import ALONE, Ranks
 from lwd_learner.replay import Selection
 from lwd_learner.replay_episode import Camera, ReplayEpisode, ReplayLayout, Source
+from lwd_learner.schedule import Schedule
 from lwd_learner.selections import DEMONSTRATIONS, DEPLOYED
 from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
+from lwd_learner.training_log import LOOK_EVERY, TrainingLog
 from lwd_learner.transitions import (
     OUTCOME_SUCCESS,
     EpisodeTrace,
@@ -51,7 +57,6 @@ from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
-_WARM_UP = 100  # cloning steps
 _ROWS_WITH_IMAGES = 64  # that are judged at a time
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
@@ -63,11 +68,13 @@ class LearnerConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     clone_rate: float = 2e-3  # peak learning rate of cloning; half of it takes twice the updates
     refit_rate: float = 3e-4  # peak learning rate of cloning deployed successes, of which there are few
+    clone_schedule: Schedule = field(default_factory=lambda: Schedule("cosine", warm_up=100))  # of both
     n_step: Mapping[str, int] = field(default_factory=dict)  # chunks of an offline window, by task; else 1
     stride: int = 5  # policy steps between the decisions of a demonstrator
     held_out: float = 0.1  # share of episodes that only judge the critic
     check_every: int = 50  # steps between two looks at the critic
     over_estimate_max: float = 0.05  # tau_base is raised only while Q is no more above the outcome (4.1b)
+    loss_mix: LossMixConfig | None = None  # shares of online rows that follow the losses; None: one to one (4.17)
     method: str = DEFAULT  # one of `methods.METHODS`; it changes the trainer's settings to its own
 
 
@@ -108,7 +115,8 @@ class Learner:
         name: str = "learner",
         ranks: Ranks = ALONE,
     ) -> None:
-        """Continues where an earlier process of the same run directory stopped.
+        """Takes in episodes from where an earlier process of the same run directory stopped. What that one learned,
+        `TrainingRun` brings back.
 
         ranks: that train together, each with a learner like this one; all call `ingest`, `clone`, `refit`, `learn` and
         `publish` at the same moments. Only the first one's catalog and store are used.
@@ -145,12 +153,19 @@ class Learner:
         self.replay, self.held_out = self._shared.whole, self._shared_held_out.whole
         self.check = CriticCheck()
         self._next_check = 0  # the trainer's step; counted over calls of `learn`, however short these are
+        self.phases: dict[str, int] = {}  # the trainer's step at which each began
+        self.log = TrainingLog(run_dir / "tensorboard")
+        self._mix = LossMix(self.config.loss_mix) if self.config.loss_mix is not None else None
+        self._journal = IngestJournal(run_dir / "ingests.jsonl") if ranks.first else None
+        self._repeats = False  # whether the trainer's steps are those that the journal speaks of
+        self._next_arrival = -1  # the step from which on more episodes count, while lost steps are repeated
         # Where the replay was moved away, as one of an older format has to be, everything is ahead again.
         self.snapshot = catalog.cursor(name) if self.replay.stored + self.held_out.stored else 0
         self.version = max((row.version for row in catalog.policies()), default=-1)
 
     def close(self) -> None:
-        """Release the replays."""
+        """Release the replays and the log."""
+        self.log.close()
         self._shared.close()
         self._shared_held_out.close()
 
@@ -175,6 +190,11 @@ class Learner:
         self, source: Source, progress: Callable[[int, int], None], limit: int | None, result: Ingested
     ) -> None:
         rows = self.catalog.episodes_since(self.snapshot, limit)
+        if rows and self._journal is not None:
+            stored = self._shared.written.stored, self._shared_held_out.written.stored
+            if not any(stored):
+                self._journal.clear()  # it speaks of a replay that was moved away
+            self._journal.note(Arrival(self.trainer.steps, *stored))
         for done, row in enumerate(rows):
             try:
                 episode = ReplayEpisode.from_rows(episode_rows(self.trace(row), self.policy), source)
@@ -191,9 +211,20 @@ class Learner:
             self.catalog.set_cursor(self._name, self.snapshot)
 
     def _agree(self) -> None:
-        """All ranks see the same episodes from here on."""
+        """All ranks see the same episodes from here on: those that had come in when the trainer first was at this step."""
+        follows = self._repeats and self._journal is not None
+        arrival = self._journal.after(self.trainer.steps) if follows and self._journal is not None else None
+        if arrival is not None or (self._next_arrival >= 0 and self.ranks.first):
+            self._shared.written.see(None if arrival is None else arrival.replay)
+            self._shared_held_out.written.see(None if arrival is None else arrival.held_out)
+        self._next_arrival = self.ranks.newest(-1 if arrival is None else arrival.step)
         self._shared.agree()
         self._shared_held_out.agree()
+
+    def _catch_up(self) -> None:
+        """Before an update: what came in at this step, when it was first taken, counts from here on."""
+        if 0 <= self._next_arrival <= self.trainer.steps:
+            self._agree()
 
     def trace(self, row: EpisodeRow) -> EpisodeTrace:
         """What happened in a committed episode, with the verdict that counts. Raises like `fetch_trace`."""
@@ -215,14 +246,21 @@ class Learner:
         selection: Selection = DEMONSTRATIONS,
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         peak_rate: float | None = None,
+        done: int = 0,
+        planned: int | None = None,
     ) -> None:
         """Behaviour cloning of the selected transitions; the learning rate rises briefly to its peak (None:
-        `clone_rate`) and falls to zero."""
+        `clone_rate`) and falls to zero. These steps follow `done` others of `planned` in all (None: they are all)."""
         self._agree()
         peak = self.config.clone_rate if peak_rate is None else peak_rate
         for step in range(steps):
-            rate = peak * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + cos(pi * step / steps))
-            progress(step + 1, self.trainer.clone(self._draw(selection), rate))
+            self._catch_up()
+            share = self.config.clone_schedule.share(done + step, steps if planned is None else planned)
+            batch = self._draw(selection)
+            with self._kept(batch):
+                metrics = self.trainer.clone(batch, peak * share)
+            self.log.add(self.trainer.steps, metrics)
+            progress(step + 1, metrics)
 
     def refit(
         self,
@@ -247,18 +285,34 @@ class Learner:
         """`steps` of the method on the replay: the LEARNER step of algorithm.md 3, or of cloning at a constant rate."""
         self._agree()
         for step in range(steps):
-            if not self.method.judges:
-                progress(step + 1, self.trainer.clone(self._draw(self.method.draws, self.config.n_step)))
-                continue
-            if self.trainer.steps >= self._next_check:
-                self.check = self._check_critic()
-                self._next_check = self.trainer.steps + self.config.check_every
+            self._catch_up()
+            metrics = self._learn_judged() if self.method.judges else self._learn_cloned()
+            self.log.add(self.trainer.steps, metrics)
+            progress(step + 1, metrics)
+
+    def _learn_cloned(self) -> dict[str, float]:
+        batch = self._draw(self.method.draws, self.config.n_step)
+        with self._kept(batch):
+            return self.trainer.clone(batch)
+
+    def _learn_judged(self) -> dict[str, float]:
+        if self.trainer.steps >= self._next_check:
+            self.check = self._check_critic()
+            self._next_check = self.trainer.steps + self.config.check_every
+        batch = self._draw(self.method.draws, self.config.n_step, images=bool(self._cameras))
+        with self._kept(batch):
             metrics = self.trainer.learn(
-                self._draw(self.method.draws, self.config.n_step, images=bool(self._cameras)),
+                batch,
                 update_policy=self.check.knows_something,
                 raise_tau=self.check.over_estimate <= self.config.over_estimate_max,
             )
-            progress(step + 1, metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate})
+        if self._mix is not None:
+            names = self.replay.tasks
+            sums = loss_sums(len(names), batch.task, batch.online, self.trainer.critic_losses(batch).cpu())
+            self._mix.add(names, self.ranks.total(sums.to(self.trainer.device)))
+        if self.trainer.steps % LOOK_EVERY == 0:
+            self.log.look(self.trainer, batch)
+        return metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate}
 
     def _draw(
         self, selection: Selection, n_step: Mapping[str, int] | None = None, images: bool = False
@@ -271,7 +325,24 @@ class Learner:
             n_step=dict(n_step or {}),
             selection=selection,
             images=images,
+            online_share=None if self._mix is None else self._mix.shares(),
         )
+
+    @contextmanager
+    def _kept(self, batch: Batch) -> Iterator[None]:
+        """Keep the batch of a step whose loss is no number, and say where."""
+        try:
+            yield
+        except NonFiniteLoss as error:
+            spans = self.replay.spans  # in the order of rows
+            first = np.array([first for _, first, _ in spans], np.int64)
+            episodes = [spans[at][0] for at in np.searchsorted(first, batch.row.cpu().numpy(), side="right") - 1]
+            record = {"error": str(error), "metrics": self.trainer.means}
+            folder = self.run_dir / "non_finite"
+            if not self.ranks.first:
+                folder /= f"rank_{self.ranks.index}"
+            path = save_evidence(folder, self.trainer.steps, batch, episodes, record)
+            raise NonFiniteLoss(f"{error}; its batch is kept in {path}") from error
 
     def _check_critic(self) -> CriticCheck:
         """Judge the critic by episodes it was not trained on. All ranks judge all of them: their verdicts may differ in
@@ -288,6 +359,7 @@ class Learner:
         executed = batch.mask.sum(dim=1).float().mean().item()
         outcome = success * self.trainer.config.gamma ** (executed * left)
         stratum = batch.task.numpy() * 1000 + place
+        self.log.judge(self.trainer.steps, q, outcome)
         verdict = {"auc": outcome_auc(q, success, stratum), "over_estimate": float(np.median(q - outcome))}
         return CriticCheck(**self.ranks.means(verdict))
 
@@ -298,6 +370,41 @@ class Learner:
         gamma, pieces = self.trainer.config.gamma, -(-len(rows) // _ROWS_WITH_IMAGES)
         few = (self.held_out.batch(some, gamma, images=True) for some in np.array_split(rows, pieces))
         return np.concatenate([self.trainer.judge(one).numpy() for one in few])
+
+    # Going on after an end ---------------------------------------------------------------------------
+
+    def begin_run(self) -> None:
+        """From here on, states are saved that a later process may resume from. All episodes that are there count."""
+        if self._journal is not None:
+            self._journal.clear()
+        self._take_up()
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved `state`, after the trainer was given its own: at each step, draw from what was there when
+        this step was taken for the first time, should the process that took it have died."""
+        self.phases = dict(state["phases"])
+        self.check = CriticCheck(**state["check"])
+        self._next_check = state["next_check"]
+        if self._mix is not None:
+            self._mix.restore(state["mix"])
+        self.log.restore(state["log"])
+        self._take_up()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What decides the next update, and is neither the trainer's nor in the replay or its journal."""
+        return {
+            "phases": self.phases,
+            "check": asdict(self.check),
+            "next_check": self._next_check,
+            "mix": [] if self._mix is None else self._mix.state,
+            "log": self.log.state,
+        }
+
+    def _take_up(self) -> None:
+        self._repeats = True
+        self._agree()
+        self.log.begin(self.trainer.steps, writes=self.ranks.first)
 
     # Policies ----------------------------------------------------------------------------------------
 

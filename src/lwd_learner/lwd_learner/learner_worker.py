@@ -18,6 +18,7 @@ from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.replay import ReplayLocked, ReplayMismatch
+from lwd_learner.training_run import starting_policy
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy.checkpoint import CheckpointRefused
 from lwd_policy.flow_policy import FlowPolicy
@@ -28,7 +29,8 @@ _FATAL = (NonFiniteLoss, ResumeRefused, ReplayLocked, ReplayMismatch, Checkpoint
 
 @dataclass(frozen=True)
 class LearnerJob:
-    """Where the data are and what is trained. `policy`: checkpoint to start from; empty: the active version."""
+    """Where the data are and what is trained. `policy`: checkpoint to start from; empty: what the run in `run_dir` began
+    with, or the active version if it begins now."""
 
     run_dir: Path
     store: str
@@ -120,6 +122,9 @@ class LearnerWorker:
         """What to start from, as soon as there is one; None if the end comes first."""
         if self._job.policy:
             return load_policy(Path(self._job.policy), self._job.device)
+        begun = starting_policy(self._job.run_dir)
+        if begun is not None:
+            return load_policy(begun, self._job.device)
         while not self._stop.is_set():
             row = catalog.desired_policy()
             if row is not None:

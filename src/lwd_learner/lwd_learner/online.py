@@ -35,13 +35,14 @@ class OnlineLearner:
         """Continues from the saved state. Raises ResumeRefused."""
         self.config = config or OnlineConfig()
         self.learner = learner
-        self.run = TrainingRun(learner, self.config.phase)
+        self.run = TrainingRun(learner, self.config.phase, self.config.steps or None)
         self.ingested = Ingested()  # of the last round
         self.news = ""  # of the last round: what became of the policy, for people; empty: it was not its time
-        self._recent: deque[dict[str, float]] = deque(maxlen=_METRIC_STEPS)
-        self._published = self.run.steps  # or found unchanged
-        self._saved = self.run.steps if self.run.resumed else -1
-        self._refitted = self.run.steps
+        saved = self.run.restored
+        self._recent: deque[dict[str, float]] = deque(saved.get("recent", ()), maxlen=_METRIC_STEPS)
+        self._published: int = saved.get("published", self.run.steps)  # or found unchanged
+        self._refitted: int = saved.get("refitted", self.run.steps)
+        self._saved = self.run.steps
 
     @property
     def finished(self) -> bool:
@@ -90,14 +91,20 @@ class OnlineLearner:
         self.save()
         before = self.learner.version
         version = self.learner.publish(self.metrics)
-        self.news = f"published version {version}" if version != before else f"policy unchanged, still version {version}"
+        self.news = (
+            f"published version {version}"
+            if version != before
+            else f"policy unchanged, still version {version}"
+        )
         self._published = self.run.steps
         return version
 
     def save(self) -> None:
         """Save the state if there is anything new in it."""
         if self.run.steps != self._saved:
-            self.run.save()
+            self.run.save(
+                {"recent": list(self._recent), "published": self._published, "refitted": self._refitted}
+            )
             self._saved = self.run.steps
 
     def _train(self, look: Callable[[OnlineLearner], None]) -> None:
