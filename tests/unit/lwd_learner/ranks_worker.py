@@ -26,7 +26,7 @@ from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.image_encoder import ImageEncoderConfig, Sight
 from lwd_learner.qam import QamConfig
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
-from lwd_learner.replay_episode import TRANSITION, Camera, ReplayEpisode, ReplayLayout
+from lwd_learner.replay_episode import TRANSITION, Camera, ReplayEpisode, ReplayLayout, pack_images
 from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import saved_states
@@ -199,7 +199,7 @@ def survive(out: Path, ranks: Ranks) -> None:
 def watch(out: Path, ranks: Ranks, hosts: int) -> None:
     """Draw from a replay that grows at the first rank while the other one is late; write what each saw at each step."""
     ranks.keeper = ranks.first or hosts == 2
-    layout = ReplayLayout(2, H, A, feature_key="k")
+    layout = ReplayLayout(2, H, A, feature_key="k", cameras=SIGHT.cameras)
     shared = SharedReplay(out / f"{hosts}.host{ranks.index if hosts == 2 else 0}", layout, ranks)
     seen = []
     for step in range(12):
@@ -232,7 +232,8 @@ def flat_episode(name: str, rows: int = 2) -> ReplayEpisode:
     features = random.normal(size=(rows, 2)).astype(np.float32)
     previous = np.maximum(np.arange(rows) - 1, 0)
     actions = random.normal(size=(rows, H, A)).astype(np.float32)
-    return ReplayEpisode(name, "place", "online", 1, features, previous, actions, table)
+    images = pack_images([[random.bytes(5 + row)] for row in range(rows)])  # nobody looks at them here
+    return ReplayEpisode(name, "place", "online", 1, features, previous, actions, table, *images)
 
 
 def main() -> None:
