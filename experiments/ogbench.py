@@ -30,10 +30,10 @@ import torch
 import typer
 
 from experiments.ogbench_play.batches import ChunkSampler
-from experiments.ogbench_play.bout import GAMMA, Bout
+from experiments.ogbench_play.bout import GAMMA, Bout, Competitor
 from experiments.ogbench_play.collect import digest, load_or_collect
 from experiments.ogbench_play.plan import DATA_SEED, EPISODES, Match, Stage, matches
-from experiments.ogbench_play.summary import figure, load_runs, summarise, trials
+from experiments.ogbench_play.summary import figure, finished, load_runs, summarise, trials
 from experiments.ogbench_play.tasks import SingleTask
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -59,39 +59,50 @@ def train(
 def write_summary(
     results: Annotated[Path, typer.Option(help="Where results are")] = RESULTS,
 ) -> None:
-    """Write summary.json and the figure from the finished runs of the report, and the trials of development."""
+    """Write summary.json from the finished runs of the report and the trials, and the figure from all runs so far."""
     runs = load_runs(results / "runs" / Stage.REPORT.value)
+    done = [run for run in runs if finished(run)]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    summary = summarise(runs) | {
+    summary = summarise(done) | {
+        "unfinished_runs": len(runs) - len(done),
         "trials": trials(load_runs(results / "runs" / Stage.DEVELOPMENT.value)),
         "command": "python -m experiments.ogbench train report",
         "commit": head.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per process, no GPU",
     }
     (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    figure(runs, results / "success.png")
+    if runs:
+        figure(runs, results / "success.png")
     print(json.dumps(summary, indent=1))
 
 
 def _run(match: Match, results: Path, work: Path) -> None:
     files = {entry: results / match.name / f"{entry.name}.json" for entry in match.entries}
-    missing = tuple(entry for entry, file in files.items() if not file.is_file())
+    missing = tuple(
+        entry
+        for entry, file in files.items()
+        if not (file.is_file() and finished(json.loads(file.read_text())))
+    )
     if not missing:
         return
+    states = work / "states"
+    if not (states / match.key).is_dir():  # else all of them were on the way, and go on together
+        match = replace(match, entries=missing)
     rows = load_or_collect(work / "data", match.environment, EPISODES, DATA_SEED)
     task = SingleTask(match.environment, match.task)
     sampler = ChunkSampler(task.label(rows), task.parts, match.harness.horizon, GAMMA)
-    bout = Bout(match.harness, task, sampler, match.seed, missing)
-    states = work / "states"
-    bout.run(states / replace(match, entries=missing).key, states / match.name)
+    bout = Bout(match.harness, task, sampler, match.seed, match.entries)
     about = {
         "data": digest(rows),
         "packages": {name: version(name) for name in ("ogbench", "mujoco", "torch")},
     }
-    for competitor in bout.competitors:
+
+    def write(competitor: Competitor) -> None:
         file = files[competitor.entry]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(bout.result(competitor) | about, indent=1) + "\n")
+
+    bout.run(states / match.key, states / match.name, write)
 
 
 @contextmanager

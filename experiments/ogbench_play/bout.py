@@ -190,13 +190,15 @@ class Bout:
         self.flows: dict[FlowKey, Flow] = {}
         self.competitors = [self._competitor(entry) for entry in entries]
 
-    def run(self, folder: Path, start: Path) -> None:
+    def run(self, folder: Path, start: Path, evaluated: Callable[[Competitor], None]) -> None:
         """Train to the end. A state is kept below `folder` at each evaluation, and continued from; `start` is where
-        all bouts of this task and seed keep the end of cloning."""
+        all bouts of this task and seed keep the end of cloning. evaluated: called when a method's curve has grown."""
         if saved := saved_states(folder):
             self._load(saved[-1])
         else:
             self._clone(start)
+        for competitor in self.competitors:
+            evaluated(competitor)
         while self.updates < self.harness.updates:
             batch = self.sampler.sample(self.harness.batch, self.batches)
             judged = self._judge(batch)
@@ -206,6 +208,7 @@ class Bout:
             if self.updates % self.harness.evaluate_every == 0:
                 for competitor, own in zip(self.competitors, of_heads, strict=True):
                     self._evaluate(competitor, judged, of_flows[competitor.entry.flow] | own)
+                    evaluated(competitor)
                 self._save(folder)
 
     def result(self, competitor: Competitor) -> dict[str, Any]:

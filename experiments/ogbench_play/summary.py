@@ -31,8 +31,13 @@ Run = dict[str, Any]
 
 
 def load_runs(folder: Path) -> list[Run]:
-    """All finished runs below `folder`."""
+    """All runs below `folder`."""
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+
+
+def finished(run: Run) -> bool:
+    """Whether a run came to its end; unfinished ones have the beginning of their curve."""
+    return bool(run["curve"][-1]["updates"] >= run["harness"]["updates"])
 
 
 def final_success(run: Run) -> NDArray[np.float64]:

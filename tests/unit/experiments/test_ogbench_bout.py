@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from experiments.ogbench_play.batches import ChunkSampler, Play
-from experiments.ogbench_play.bout import Act, Bout, Context, Entry, Harness
+from experiments.ogbench_play.bout import Act, Bout, Competitor, Context, Entry, Harness
 from lwd_learner.extraction.awr import AwrConfig
 from lwd_learner.extraction.cloning import CloningConfig
 from lwd_learner.extraction.edit import EditConfig
@@ -53,6 +53,10 @@ def bout(entries: tuple[Entry, ...] = ENTRIES, updates: int = HARNESS.updates, s
     return Bout(replace(HARNESS, updates=updates), FirstActionIsPositive(), sampler, seed, entries)
 
 
+def ignore(competitor: Competitor) -> None:
+    pass
+
+
 def outcome(one: Bout, method: str) -> list[torch.Tensor]:
     """All weights that decide what a method does."""
     competitor = next(found for found in one.competitors if found.entry.method == method)
@@ -68,10 +72,10 @@ def equal(left: Bout, right: Bout, method: str) -> bool:
 
 def test_an_interrupted_bout_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = bout()
-    whole.run(tmp_path / "whole", tmp_path / "start_of_whole")
-    bout(updates=3).run(tmp_path / "parts", tmp_path / "start_of_parts")
+    whole.run(tmp_path / "whole", tmp_path / "start_of_whole", ignore)
+    bout(updates=3).run(tmp_path / "parts", tmp_path / "start_of_parts", ignore)
     rest = bout()
-    rest.run(tmp_path / "parts", tmp_path / "start_of_parts")
+    rest.run(tmp_path / "parts", tmp_path / "start_of_parts", ignore)
     for before, after in zip(whole.competitors, rest.competitors, strict=True):
         assert equal(whole, rest, before.entry.method)
         assert [point["successes"] for point in before.curve] == [point["successes"] for point in after.curve]
@@ -79,16 +83,16 @@ def test_an_interrupted_bout_ends_as_an_uninterrupted_one(tmp_path: Path) -> Non
 
 def test_methods_do_not_see_each_other(tmp_path: Path) -> None:
     together = bout()
-    together.run(tmp_path / "together", tmp_path / "start")
+    together.run(tmp_path / "together", tmp_path / "start", ignore)
     for entry in ENTRIES:
         alone = bout((entry,))
-        alone.run(tmp_path / entry.method, tmp_path / "start")
+        alone.run(tmp_path / entry.method, tmp_path / "start", ignore)
         assert equal(together, alone, entry.method)
 
 
 def test_all_methods_learn_from_the_cloned_policy_on(tmp_path: Path) -> None:
     untrained = bout(updates=0)
-    untrained.run(tmp_path / "state", tmp_path / "start")
+    untrained.run(tmp_path / "state", tmp_path / "start", ignore)
     cloned = list(untrained.cloned.expert.parameters())
     for competitor in untrained.competitors:
         flow = list(competitor.flow.actor.expert.parameters())
@@ -96,12 +100,23 @@ def test_all_methods_learn_from_the_cloned_policy_on(tmp_path: Path) -> None:
         assert untrained.result(competitor)["curve"][0] == untrained.start
 
 
+def test_whoever_asks_is_told_of_every_evaluation_also_after_a_kill(tmp_path: Path) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def hear(competitor: Competitor) -> None:
+        heard.append((competitor.entry.method, len(competitor.curve)))
+
+    bout(ENTRIES[:1], updates=3).run(tmp_path / "state", tmp_path / "start", hear)
+    bout(ENTRIES[:1]).run(tmp_path / "state", tmp_path / "start", hear)
+    assert heard == [("bc", 0), ("bc", 1), ("bc", 1), ("bc", 2)]
+
+
 def test_a_state_of_another_harness_is_refused(tmp_path: Path) -> None:
-    bout().run(tmp_path / "state", tmp_path / "start")
+    bout().run(tmp_path / "state", tmp_path / "start", ignore)
     other = bout()
     other.harness = replace(HARNESS, batch=8)
     try:
-        other.run(tmp_path / "state", tmp_path / "start")
+        other.run(tmp_path / "state", tmp_path / "start", ignore)
     except ValueError as error:
         assert "remove it" in str(error)
     else:
@@ -110,7 +125,7 @@ def test_a_state_of_another_harness_is_refused(tmp_path: Path) -> None:
 
 def test_processor_time_counts_what_is_shared_and_what_is_own(tmp_path: Path) -> None:
     one = bout()
-    one.run(tmp_path / "state", tmp_path / "start")
+    one.run(tmp_path / "state", tmp_path / "start", ignore)
     last = {competitor.entry.method: competitor.curve[-1]["cpu_s"] for competitor in one.competitors}
     values, clone = one.clocks["values"].cpu_s, one.clocks["clone"].cpu_s
     flows = {competitor.entry.method: competitor.flow.clock.cpu_s for competitor in one.competitors}

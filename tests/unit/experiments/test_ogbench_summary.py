@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from experiments.ogbench_play.summary import final_success, interval, summarise, trials
+from experiments.ogbench_play.summary import final_success, finished, interval, summarise, trials
 
 
 def evaluations(successes: list[int]) -> np.ndarray:
@@ -45,3 +45,9 @@ def test_trials_count_every_evaluation_since_cloning() -> None:
     curve = [{"successes": count, "episodes": 50} for count in (50, 5, 15)]
     runs = [{"method": "qam", "setting": name, "curve": curve} for name in ("a", "b")]
     assert trials(runs) == {"qam": {"a": 0.2, "b": 0.2}}
+
+
+def test_a_run_is_finished_when_its_last_evaluation_is_at_its_last_update() -> None:
+    run = {"harness": {"updates": 20}, "curve": [{"updates": 0}, {"updates": 10}]}
+    assert not finished(run)
+    assert finished({**run, "curve": [*run["curve"], {"updates": 20}]})
