@@ -124,6 +124,7 @@ class Learner:
         self.config = config or LearnerConfig()
         self.method = named(self.config.method)
         self.policy = policy.to(device)
+        self.policy.trunk.eval()  # as in a loaded checkpoint: in training mode its features differ in the last digits
         self.catalog = catalog
         self.run_dir = run_dir
         self._store = store

@@ -67,6 +67,11 @@ class OnlineLearner:
     def _enough(self) -> bool:
         return len(self.learner.replay) >= max(1, self.config.min_transitions)
 
+    @property
+    def _due(self) -> bool:
+        """Whether it is time to publish."""
+        return self.run.steps - self._published >= self.config.publish_every
+
     def run_once(self, look: Callable[[OnlineLearner], None] = lambda learner: None) -> bool:
         """One round; False if there was nothing to do but wait. `look` is called after every step.
 
@@ -80,8 +85,7 @@ class OnlineLearner:
         if not self.finished and self._enough:
             self._train(look)
             busy = True
-        unpublished = self.run.steps - self._published
-        if unpublished >= self.config.publish_every or (self.finished and unpublished > 0):
+        if self._due or (self.finished and self.run.steps > self._published):
             self.publish()
         return busy
 
@@ -116,7 +120,8 @@ class OnlineLearner:
             self._recent.append(metrics)
             look(self)
 
-        if 0 < self.config.refit_every <= self.run.steps - self._refitted:
+        # A run that was killed after it saved, and before it published, publishes before it goes on.
+        if 0 < self.config.refit_every <= self.run.steps - self._refitted and not self._due:
             self.learner.refit(self.config.refit_steps, progress)
             self._refitted = self.run.steps
         else:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import histogram, histogram_raw, scalar
 
 from lwd_learner import divl
 from lwd_learner.batch import Batch
@@ -22,16 +24,19 @@ from lwd_learner.trainer import Trainer
 EVERY = 10  # steps that a point of a curve is the mean of
 LOOK_EVERY = 200  # steps between two looks at distributions; each costs about one step without a policy
 _BINS = 10  # of predicted values, to be compared with outcomes
-_FLUSH_S = 20
 
 
 class TrainingLog:
-    """Event files in one directory. Before `begin`, nothing is asked for and nothing is written."""
+    """Event files in one directory. Before `begin`, nothing is asked for and nothing is written.
+
+    Events are written by the caller's thread: the library's `SummaryWriter` hands them to one of its own, for which its
+    `flush` does not wait, and the last point before a saved state was lost to a kill.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._begun = False
-        self._writer: SummaryWriter | None = None
+        self._writer: EventsWriter | None = None
         self._sums: dict[str, list[float]] = {}  # of each metric since the last point: sum, steps
 
     def begin(self, step: int, writes: bool = True) -> None:
@@ -41,12 +46,10 @@ class TrainingLog:
         self.close()
         self._begun = True
         if writes:
-            self._writer = SummaryWriter(
-                str(self._directory),
-                purge_step=step + 1,
-                flush_secs=_FLUSH_S,
-                filename_suffix=f".{os.getpid()}",
-            )
+            self._directory.mkdir(parents=True, exist_ok=True)
+            suffix = f".{time.time_ns()}"  # the rest of the name has seconds, and would be taken twice
+            self._writer = EventsWriter(str(self._directory / "events"), suffix)
+            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of the step that was the trainer's `step`-th. Their means become points of curves."""
@@ -67,13 +70,13 @@ class TrainingLog:
         if self._writer is not None:
             for name, value in values.items():
                 if isfinite(value):
-                    self._writer.add_scalar(name, value, step)
+                    self._write(Event(step=step, summary=scalar(name, value)))
 
     def histogram(self, step: int, name: str, values: NDArray[Any]) -> None:
         """Of any numbers; those that are not finite are left out."""
         finite = values[np.isfinite(values)]
         if self._writer is not None and len(finite):
-            self._writer.add_histogram(name, finite, step, bins="auto")
+            self._write(Event(step=step, summary=histogram(name, finite, bins="auto")))
 
     def law(self, step: int, name: str, masses: NDArray[Any], support: Support) -> None:
         """A distribution over atoms, [C] masses, as the histogram it is."""
@@ -81,7 +84,7 @@ class TrainingLog:
             return
         atoms = support.atoms().double().numpy()
         edges = atoms + 0.5 * support.spacing
-        self._writer.add_histogram_raw(
+        masses_of = histogram_raw(
             name,
             min=float(edges[0] - support.spacing),
             max=float(edges[-1]),
@@ -90,8 +93,8 @@ class TrainingLog:
             sum_squares=float(masses @ atoms**2),
             bucket_limits=edges.tolist(),
             bucket_counts=masses.tolist(),
-            global_step=step,
         )
+        self._write(Event(step=step, summary=masses_of))
 
     def look(self, trainer: Trainer, batch: Batch) -> None:
         """The distributions of V, tau and entropy at a batch's next states, of Q at its actions, and what Q expects of
@@ -129,6 +132,11 @@ class TrainingLog:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _write(self, event: Event) -> None:
+        if self._writer is not None:
+            event.wall_time = time.time()
+            self._writer.write_event(event)
 
     @property
     def state(self) -> dict[str, list[float]]:

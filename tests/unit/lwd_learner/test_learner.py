@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_run import SmallRun, small_config
 
 from lwd_learner import value_learner
 from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.headed import HeadConfig
 from lwd_learner.extraction.one_step import OneStepConfig
-from lwd_learner.learner import CriticCheck, Learner, LearnerConfig, load_policy
+from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.selections import DEMONSTRATIONS
@@ -22,29 +24,6 @@ from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.training_state import saved_states
 from lwd_policy import checkpoint
-
-
-@pytest.fixture(scope="module")
-def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A spool with two sealed episodes, recorded once."""
-    run = SmallRun(tmp_path_factory.mktemp("episodes"))
-    assert len(run.expert([1, 2])) == 2
-    return run.root / "spool"
-
-
-@pytest.fixture
-def run(tmp_path: Path, episodes: Path) -> SmallRun:
-    """A run with both episodes committed."""
-    run = SmallRun(tmp_path)
-    for path in sorted(episodes.glob("0*")):
-        run.uploader.upload(path)
-    return run
-
-
-@pytest.fixture
-def trusted_critic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The policy follows the critic from the first step."""
-    monkeypatch.setattr(Learner, "_check_critic", lambda learner: CriticCheck(auc=1.0, over_estimate=0.0))
 
 
 def test_episodes_become_a_policy_version(run: SmallRun) -> None:
@@ -257,20 +236,34 @@ def test_the_worker_waits_for_a_first_policy_and_says_so(run: SmallRun) -> None:
         worker.close()
 
 
-def test_a_loss_that_is_no_number_ends_training_and_leaves_the_good_version(
+def test_a_loss_that_is_no_number_ends_training_keeps_its_batch_and_leaves_the_good_version(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run.first_version()
-    monkeypatch.setattr(value_learner.divl, "critic_loss", lambda q, target: (q * float("nan")).mean())
+    whole = value_learner.divl.critic_loss
+    calls = iter(range(100))
+    spoil = lambda q, target: (q * float("nan")).mean() if next(calls) == 3 else whole(q, target)  # noqa: E731
+    monkeypatch.setattr(value_learner.divl, "critic_loss", spoil)
     said: list[str] = []
-    worker = LearnerWorker(job(run, steps=4), said.append)
+    worker = LearnerWorker(job(run, steps=9), said.append)
     try:
         wait_for(lambda: worker.view.failure)
-        assert "NonFiniteLoss" in worker.view.failure and any("stays" in text for text in said)
     finally:
         worker.close()
+    kept = run.root / "learner" / "non_finite" / "step_3"
+    assert "the critic loss is nan at step 3" in worker.view.failure and str(kept) in worker.view.failure
+    assert any("the last published version stays" in text for text in said)
+    batch = load_file(kept / "batch.safetensors")
+    record = json.loads((kept / "record.json").read_text())
+    assert len(batch["row"]) == len(record["episodes"]) == 32
+    assert set(record["episodes"]) <= {row.episode_id for row in run.catalog.episodes_since(0)}
+    assert record["step"] == 3 and "critic loss is nan" in record["error"]
+    assert record["metrics"]["value_loss"] > 0, "the steps before"
     desired = run.catalog.desired_policy()
     assert desired is not None and desired.version == first
+    learner = run.learner(held_out=0.0)
+    assert TrainingRun(learner, "online").steps == 2, "the last saved state is from before"
+    learner.close()
 
 
 @pytest.mark.parametrize("head", [EditConfig(acts_after=4), OneStepConfig(acts_after=4)])
