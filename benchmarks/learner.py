@@ -96,6 +96,7 @@ class Worker:
 def serve() -> None:
     """The worker of our side: `SIZE/VARIANT UPDATES` on its input, wall and processor seconds on its output."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch._dynamo.config.recompile_limit = 64  # of one function; all variants take turns, and past the limit they would run eager
     variants = {variant.name: variant for variant in EAGER + COMPILED}
     steps: dict[str, Step] = {}
     for line in sys.stdin:
@@ -215,7 +216,7 @@ def main() -> None:
         serve()
         return
     began = time.monotonic()
-    rounds = 2 if options.quick else 7
+    rounds = 2 if options.quick else 5
     peer = None
     if options.peer:
         peer = [options.peer_python, str(Path(__file__).with_name("learner_peer.py")), options.peer]
