@@ -96,7 +96,9 @@ class Worker:
 def serve() -> None:
     """The worker of our side: `SIZE/VARIANT UPDATES` on its input, wall and processor seconds on its output."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch._dynamo.config.recompile_limit = 64  # of one function; all variants take turns, and past the limit they would run eager
+    torch._dynamo.config.recompile_limit = (
+        64  # of one function; all variants take turns, and past the limit they would run eager
+    )
     variants = {variant.name: variant for variant in EAGER + COMPILED}
     steps: dict[str, Step] = {}
     for line in sys.stdin:

@@ -118,12 +118,16 @@ def measure(seconds: float) -> dict[str, float]:
         rclpy.shutdown()
     gaps = np.concatenate([np.diff(observer.arrivals[f"{name}/joint_command"]) for name in ROBOTS])
     missing = sum(
-        max(steps) - min(steps) + 1 - len(set(steps)) for episodes in observer.steps.values() for steps in episodes.values()
+        max(steps) - min(steps) + 1 - len(set(steps))
+        for episodes in observer.steps.values()
+        for steps in episodes.values()
     )
     images = [len(v) / took for k, v in observer.arrivals.items() if "camera" in k]
     return {
         "robots": len(ROBOTS),
-        "command_rate_hz": float(np.mean([len(observer.arrivals[f"{name}/joint_command"]) / took for name in ROBOTS])),
+        "command_rate_hz": float(
+            np.mean([len(observer.arrivals[f"{name}/joint_command"]) / took for name in ROBOTS])
+        ),
         "command_gap_p50_ms": float(np.median(gaps) * 1e3),
         "command_gap_p99_ms": float(np.quantile(gaps, 0.99) * 1e3),
         "command_gap_max_ms": float(gaps.max() * 1e3),
@@ -141,7 +145,9 @@ def measure(seconds: float) -> dict[str, float]:
 def main() -> None:
     began = time.monotonic()
     metrics = measure(20.0 if "--quick" in sys.argv else 120.0)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     result = {
         "metrics": metrics,
         "intervals": {},
