@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +25,13 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from lwd_fleet.sim import robot
 from lwd_fleet.sim.experts import Expert
-from lwd_fleet.sim.language import instructions
+from lwd_fleet.sim.parts import Parts
 from lwd_fleet.sim.presets import trunk_config
-from lwd_fleet.sim.scene import ITEMS, KEYPOINT_NAMES, build_model
+from lwd_fleet.sim.scene import build_model
 from lwd_fleet.sim.shift import Randomisation
-from lwd_fleet.sim.tasks import TASKS
+from lwd_fleet.sim.tasks import SUITES, Goal, Suite, Task
 from lwd_fleet.sim.world import ABSENT, World
 from lwd_policy.observation import COMMAND, JOINT_POSITIONS, Observation
 from lwd_policy.text import encode_bytes
@@ -51,12 +53,13 @@ def generate(
     out: Annotated[Path, typer.Option(help="Directory of the data set")],
     frames: Annotated[int, typer.Option(help="Frames to render")] = 40_000,
     seed: Annotated[int, typer.Option(help="First scene; give each of several processes its own range")] = 0,
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "demo",
 ) -> None:
     """Render frames of expert episodes in randomised scenes."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     shard = out / f"{seed:09d}"
-    cameras = trunk_config("images").cameras
+    cameras = trunk_config("images", suite).cameras
     images = np.lib.format.open_memmap(
         shard.with_suffix(".images.npy"), "w+", np.uint8, (frames, len(cameras), IMAGE_SIZE, IMAGE_SIZE, 3)
     )
@@ -64,15 +67,13 @@ def generate(
         "body": [],
         "keypoints": [],
         "offsets": [],
-        "task": [],
-        "item": [],
-        "place": [],
+        "goal": [],
     }
     started = time.monotonic()
-    for index, (world, command) in zip(range(frames), _scenes(seed), strict=False):
+    for index, (world, command) in zip(range(frames), _scenes(SUITES[suite], seed), strict=False):
         for camera, name in enumerate(cameras):
             images[index, camera] = _through_jpeg(world.render(name.removeprefix("camera_")))
-        for key, value in _labels(world, command).items():
+        for key, value in _labels(SUITES[suite], world, command).items():
             rows[key].append(value)
         if index % 1000 == 0:
             print(f"{index} frames, {time.monotonic() - started:.0f} s", flush=True)
@@ -90,18 +91,15 @@ def train(
     batch: Annotated[int, typer.Option(help="Samples per update")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     start: Annotated[Path | None, typer.Option(help="Trunk to go on from")] = None,
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "demo",
 ) -> None:
     """Train the trunk; the last 5 % of the frames are held out."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shards = [
-        (np.load(p.with_suffix(".images.npy"), mmap_mode="r"), np.load(p)) for p in sorted(data.glob("*.npz"))
-    ]
-    rows = {key: np.concatenate([shard[1][key] for shard in shards]) for key in shards[0][1].files}
-    images = np.concatenate([shard[0][: len(shard[1]["item"])] for shard in shards])
-    held_out = len(images) // 20
+    frames = Frames.load(data, SUITES[suite])
+    held_out = len(frames.images) // 20
     rng = np.random.default_rng(0)
-    trunk = build_trunk(trunk_config("images"), World("place").embodiment)
+    trunk = build_trunk(trunk_config("images", suite), robot.embodiment())
     assert isinstance(trunk, ImageTrunk)
     if start is not None:
         load_trunk(start, trunk)
@@ -112,37 +110,100 @@ def train(
     while (elapsed := (time.monotonic() - began) / (60 * minutes)) < 1.0:
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * min(1.0, step / 200) * (0.5 + 0.5 * np.cos(np.pi * elapsed)) + 1e-6
-        index = rng.integers(len(images) - held_out, size=batch)
-        inputs = _inputs(images, rows, index, rng, "train", device)
+        index = rng.integers(len(frames.images) - held_out, size=batch)
+        inputs = frames.inputs(index, rng, "train", device)
         seen = trunk.perceive(inputs)
         guidance = max(0.0, 1.0 - 1.5 * elapsed)  # of the heat maps; at last only positions count
-        loss = _loss(seen, rows, index, device) + guidance * _heat_loss(seen.heat, rows, index, projection)
+        targets = frames.targets(index, device)
+        loss = _loss(seen, targets) + guidance * _heat_loss(seen.heat, targets, projection)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
         optimiser.step()
         step += 1
         if step % 500 == 0:
-            validation = _validate(trunk, images, rows, held_out, device)
+            validation = _validate(trunk, frames, held_out, device)
             print(
                 json.dumps(
                     {"step": step, "minutes": round(elapsed * minutes, 1), "loss": loss.item(), **validation}
                 ),
                 flush=True,
             )
-            save_trunk(out, trunk, {"steps": step, "frames": len(images), **validation})
-    validation = _validate(trunk, images, rows, held_out, device)
-    save_trunk(out, trunk, {"steps": step, "frames": len(images), **validation})
+            save_trunk(out, trunk, {"steps": step, "frames": len(frames.images), **validation})
+    validation = _validate(trunk, frames, held_out, device)
+    save_trunk(out, trunk, {"steps": step, "frames": len(frames.images), **validation})
     print(json.dumps({"step": step, **validation}))
 
 
-def _scenes(seed: int) -> Iterator[tuple[World, np.ndarray]]:
+@dataclass(frozen=True)
+class Targets:
+    """What a batch should be perceived as. keypoints [B, N, 3], present [B, N], offsets [B, tools, 3] to what can be
+    grasped nearest to a tool, near [B, tools]: whether that is about in view, item and place [B]: class indices."""
+
+    keypoints: Tensor
+    present: Tensor
+    offsets: Tensor
+    near: Tensor
+    item: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The data set: images [F, cameras, h, w, 3] and their labels."""
+
+    suite: Suite
+    images: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    @classmethod
+    def load(cls, directory: Path, suite: Suite) -> Frames:
+        """All shards of a directory, in the order of their names."""
+        files = sorted(directory.glob("*.npz"))
+        shards = [(np.load(p.with_suffix(".images.npy"), mmap_mode="r"), np.load(p)) for p in files]
+        rows = {key: np.concatenate([shard[1][key] for shard in shards]) for key in shards[0][1].files}
+        return cls(suite, np.concatenate([shard[0][: len(shard[1]["goal"])] for shard in shards]), rows)
+
+    def inputs(
+        self, index: np.ndarray, rng: np.random.Generator, split: str, device: str
+    ) -> dict[str, Tensor]:
+        """What the trunk is given. Instructions are drawn anew each time: any of its wordings belongs to a goal."""
+        goals = _goals(self.suite)
+        texts = []
+        for number in self.rows["goal"][index]:
+            task, goal = goals[number]
+            texts.append(str(rng.choice(task.instructions(split, goal))))
+        return {
+            "images": torch.from_numpy(self.images[index]).to(device),
+            "body": torch.from_numpy(self.rows["body"][index]).to(device),
+            "tokens": encode_bytes(texts).to(device),
+        }
+
+    def targets(self, index: np.ndarray, device: str) -> Targets:
+        """What they should be perceived as."""
+        goals = [_goals(self.suite)[number][1] for number in self.rows["goal"][index]]
+        keypoints = torch.from_numpy(self.rows["keypoints"][index]).to(device)
+        offsets = torch.from_numpy(self.rows["offsets"][index]).float().to(device)
+        return Targets(
+            keypoints=keypoints,
+            present=((keypoints - torch.tensor(ABSENT, device=device)).abs().amax(-1) > 1e-6).float(),
+            offsets=offsets,
+            near=(offsets.norm(dim=-1) < NEAR_M).float(),
+            item=torch.tensor([self.suite.items.index(goal.item) for goal in goals], device=device),
+            place=torch.tensor([self.suite.places.index(goal.place) for goal in goals], device=device),
+        )
+
+
+def _goals(suite: Suite) -> list[tuple[Task, Goal]]:
+    return [(task, goal) for task in suite.tasks for goal in task.goals]
+
+
+def _scenes(suite: Suite, seed: int) -> Iterator[tuple[World, np.ndarray]]:
     """Moments of expert episodes in ever new scenes, with the command in force."""
-    worlds = {name: World(name, randomisation=RANDOMISATION) for name in TASKS}
-    names = list(worlds)
+    worlds = [World(task.name, randomisation=RANDOMISATION) for task in suite.tasks]
     for number in range(seed, seed + 10_000_000):
         rng = np.random.default_rng([number, 7])
-        world = worlds[names[number % len(names)]]
+        world = worlds[number % len(worlds)]
         world.reset(number)
         command = world.joint_positions.copy()
         yield world, command
@@ -155,21 +216,19 @@ def _scenes(seed: int) -> Iterator[tuple[World, np.ndarray]]:
                 yield world, command
 
 
-def _labels(world: World, command: np.ndarray) -> dict[str, Any]:
+def _labels(suite: Suite, world: World, command: np.ndarray) -> dict[str, Any]:
     observation = Observation(0, {JOINT_POSITIONS: world.joint_positions, COMMAND: command}, {})
     body = body_state(world.embodiment, [observation])[0]
-    keypoints = world.keypoints(noise=False)
+    parts = world.task.parts
     tools = body.reshape(2, -1)[:, :3]
-    offsets = keypoints[None, : len(ITEMS)] - tools[:, None]
+    graspable = np.array([world.grasp_point(part.name) for part in (*parts.things, *parts.panels)])
+    offsets = graspable[None] - tools[:, None]
     nearest = np.linalg.norm(offsets, axis=-1).argmin(axis=1)
-    place = f"{world.goal.side}_tray" if world.goal.side else "box"
     return {
         "body": body,
-        "keypoints": keypoints,
+        "keypoints": world.keypoints(noise=False),
         "offsets": offsets[[0, 1], nearest],
-        "task": list(TASKS).index(world.task.name),
-        "item": KEYPOINT_NAMES.index(world.goal.item),
-        "place": KEYPOINT_NAMES.index(place),
+        "goal": _goals(suite).index((world.task, world.goal)),
     }
 
 
@@ -179,50 +238,31 @@ def _through_jpeg(image: np.ndarray) -> np.ndarray:
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
-def _inputs(
-    images: np.ndarray,
-    rows: dict[str, np.ndarray],
-    index: np.ndarray,
-    rng: np.random.Generator,
-    split: str,
-    device: str,
-) -> dict[str, Tensor]:
-    """Instructions are drawn anew each time: any of its wordings belongs to a goal."""
-    texts = []
-    for i in index:
-        task, item = list(TASKS)[rows["task"][i]], KEYPOINT_NAMES[rows["item"][i]]
-        side = KEYPOINT_NAMES[rows["place"][i]].removesuffix("_tray") if task == "place" else ""
-        texts.append(str(rng.choice(instructions(task, item, side, split))))
-    return {
-        "images": torch.from_numpy(images[index]).to(device),
-        "body": torch.from_numpy(rows["body"][index]).to(device),
-        "tokens": encode_bytes(texts).to(device),
-    }
-
-
-def _loss(seen: Perception, rows: dict[str, np.ndarray], index: np.ndarray, device: str) -> Tensor:
-    target, present, offsets, near, item, place = _targets(rows, index, device)
-    error = F.smooth_l1_loss(seen.keypoints, target, beta=POSITION_UNIT_M, reduction="none").mean(-1)
-    near_error = F.smooth_l1_loss(seen.tool_offsets, offsets, beta=POSITION_UNIT_M, reduction="none").mean(-1)
+def _loss(seen: Perception, targets: Targets) -> Tensor:
+    error = F.smooth_l1_loss(seen.keypoints, targets.keypoints, beta=POSITION_UNIT_M, reduction="none").mean(
+        -1
+    )
+    near_error = F.smooth_l1_loss(
+        seen.tool_offsets, targets.offsets, beta=POSITION_UNIT_M, reduction="none"
+    ).mean(-1)
+    present, near = targets.present, targets.near
     loss: Tensor = (
         30 * (error * present).sum() / present.sum()
         + 10 * (near_error * near).sum() / near.sum().clamp(min=1)
         + 0.2 * F.binary_cross_entropy_with_logits(seen.presence_logits, present)
-        + 0.2 * F.cross_entropy(seen.item_logits, item)
-        + 0.2 * F.cross_entropy(seen.place_logits, place)
+        + 0.2 * F.cross_entropy(seen.item_logits, targets.item)
+        + 0.2 * F.cross_entropy(seen.place_logits, targets.place)
     )
     return loss
 
 
-def _heat_loss(
-    heat: Tensor, rows: dict[str, np.ndarray], index: np.ndarray, projection: np.ndarray
-) -> Tensor:
+def _heat_loss(heat: Tensor, targets: Targets, projection: np.ndarray) -> Tensor:
     """Cross-entropy to a blob where the unmoved overview camera would see each thing.
 
     Without it the maps start uniform and positions hardly pull on them: a first minute became twenty.
     """
-    target, present = _targets(rows, index, str(heat.device))[:2]
-    points = torch.cat([target, torch.ones_like(target[..., :1])], dim=-1) @ torch.tensor(
+    keypoints, present = targets.keypoints, targets.present
+    points = torch.cat([keypoints, torch.ones_like(keypoints[..., :1])], dim=-1) @ torch.tensor(
         projection.T, device=heat.device
     )
     centre = points[..., :2] / points[..., 2:]
@@ -237,7 +277,7 @@ def _heat_loss(
 
 def _overview_projection() -> np.ndarray:
     """[3, 4] base_link -> image coordinates in [-1, 1] (times depth) of the overview camera where it should be."""
-    model = build_model("place")
+    model = build_model(Parts(()), "empty")
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     camera = model.camera("top").id
@@ -247,33 +287,21 @@ def _overview_projection() -> np.ndarray:
     return (intrinsic @ np.hstack([rotation, (-rotation @ position)[:, None]])).astype(np.float32)
 
 
-def _targets(rows: dict[str, np.ndarray], index: np.ndarray, device: str) -> tuple[Tensor, ...]:
-    config = trunk_config("images")
-    target = torch.from_numpy(rows["keypoints"][index]).to(device)
-    present = (target - torch.tensor(ABSENT, device=device)).abs().amax(-1) > 1e-6
-    offsets = torch.from_numpy(rows["offsets"][index]).to(device)
-    near = offsets.norm(dim=-1) < NEAR_M
-    item = torch.tensor([config.items.index(int(i)) for i in rows["item"][index]], device=device)
-    place = torch.tensor([config.places.index(int(i)) for i in rows["place"][index]], device=device)
-    return target, present.float(), offsets.float(), near.float(), item, place
-
-
 @torch.no_grad()
-def _validate(
-    trunk: ImageTrunk, images: np.ndarray, rows: dict[str, np.ndarray], held_out: int, device: str
-) -> dict[str, float]:
+def _validate(trunk: ImageTrunk, frames: Frames, held_out: int, device: str) -> dict[str, float]:
     """Errors on held-out frames, with held-out wordings."""
     rng = np.random.default_rng(1)
     errors, near_errors, hits = [], [], []
+    total, named = len(frames.images), list(trunk.config.items)
     trunk.eval()
-    for index in np.array_split(np.arange(len(images) - min(held_out, 1000), len(images)), 8):
-        seen = trunk.perceive(_inputs(images, rows, index, rng, "heldout", device))
-        target, present, offsets, near, item, place = _targets(rows, index, device)
-        errors.append((seen.keypoints - target).norm(dim=-1)[:, :3][present[:, :3] > 0].cpu())
-        near_errors.append((seen.tool_offsets - offsets).norm(dim=-1)[near > 0].cpu())
-        hits.append(
-            ((seen.item_logits.argmax(-1) == item) & (seen.place_logits.argmax(-1) == place)).float().cpu()
-        )
+    for index in np.array_split(np.arange(total - min(held_out, 1000), total), 8):
+        seen = trunk.perceive(frames.inputs(index, rng, "heldout", device))
+        targets = frames.targets(index, device)
+        error = (seen.keypoints - targets.keypoints).norm(dim=-1)[:, named]
+        errors.append(error[targets.present[:, named] > 0].cpu())
+        near_errors.append((seen.tool_offsets - targets.offsets).norm(dim=-1)[targets.near > 0].cpu())
+        item, place = seen.item_logits.argmax(-1), seen.place_logits.argmax(-1)
+        hits.append(((item == targets.item) & (place == targets.place)).float().cpu())
     trunk.train()
     error, near_error = torch.cat(errors), torch.cat(near_errors)
     return {

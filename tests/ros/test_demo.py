@@ -41,7 +41,9 @@ def test_the_loop_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(summary.versions) >= 2, "before and offline; the learner node judges its critic itself"
     assert any(set(version.robots) & {"sim_r1", "sim_r2"} for version in summary.versions)
     written = json.loads((run / "summary.json").read_text())
-    assert {"success_before", "success_offline", "success_after", "success_filtered_bc"} <= written["metrics"].keys()
+    assert {"success_before", "success_offline", "success_after", "success_filtered_bc"} <= written[
+        "metrics"
+    ].keys()
     assert written["metrics"]["eval_episodes"] == 2
     assert (run / "report.html").read_text().startswith("<!")
     assert not list((run / "spool").rglob("*.partial")), "no recording was left open"

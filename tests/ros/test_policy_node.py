@@ -205,7 +205,9 @@ def test_a_chunk_comes_at_the_start_of_an_episode_and_whenever_one_is_about_to_e
     assert np.isnan(chunk.value) and chunk.inference_s > 0
     assert len(chunk.observations) == 2 and chunk.observations[0].stamp == chunk.observations[1].stamp
     for seen in chunk.observations:
-        assert set(seen.stream_names) == {"joint_positions", "instruction", "keypoints"}, "no command before the first"
+        assert set(seen.stream_names) == {"joint_positions", "instruction", "keypoints"}, (
+            "no command before the first"
+        )
         stamps = [Time.from_msg(stamp).nanoseconds for stamp in seen.stream_stamps]
         assert max(stamps) <= Time.from_msg(seen.stamp).nanoseconds
 
@@ -214,7 +216,9 @@ def test_a_chunk_comes_at_the_start_of_an_episode_and_whenever_one_is_about_to_e
     robot.quiet()
     robot.execute(ExecutedAction.AUTHOR_POLICY, chunk, EXECUTE - 1)
     following = robot.next_chunk(1)
-    assert (following.chunk_id, following.observation_step) == (2, EXECUTE - 2), "points came within the last step"
+    assert (following.chunk_id, following.observation_step) == (2, EXECUTE - 2), (
+        "points came within the last step"
+    )
     assert "command" in following.observations[-1].stream_names
 
     robot.execute(ExecutedAction.AUTHOR_HUMAN)

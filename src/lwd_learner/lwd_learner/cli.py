@@ -22,13 +22,19 @@ from lwd_learner.demo import Demo, print_summary
 from lwd_learner.demo_plan import DemoPlan
 from lwd_learner.doctor import examine
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="A robot fleet that learns while it is deployed."
+)
 
 
 @app.command()
 def up(
-    deployment: Annotated[Path, typer.Argument(help="Deployment file, e.g. config/deployments/sim_two_robots.yaml")],
-    run_dir: Annotated[Path | None, typer.Option(help="Where to write; default: as the deployment says")] = None,
+    deployment: Annotated[
+        Path, typer.Argument(help="Deployment file, e.g. config/deployments/sim_two_robots.yaml")
+    ],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to write; default: as the deployment says")
+    ] = None,
     hardware: Annotated[bool, typer.Option(help="Allow real robots to move")] = False,
     dry_run: Annotated[bool, typer.Option(help="Decide and record, but send nothing to the drivers")] = False,
 ) -> None:
@@ -51,7 +57,9 @@ def up(
 def demo(
     run_dir: Annotated[Path | None, typer.Option(help="Where to write; default: runs/<date>")] = None,
     full: Annotated[bool, typer.Option(help="Evaluate the multi-stage task as well")] = False,
-    quick: Annotated[bool, typer.Option(help="Every step once, in a minute or two; the numbers mean nothing")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Every step once, in a minute or two; the numbers mean nothing")
+    ] = False,
     observation: Annotated[str, typer.Option(help="images or keypoints; default: as the plan says")] = "",
 ) -> None:
     """Run the whole loop on simulated robots and write a report."""
@@ -67,7 +75,9 @@ def demo(
 
 
 @app.command()
-def doctor(directory: Annotated[Path, typer.Argument(help="Where runs are going to be written")] = Path("runs")) -> None:
+def doctor(
+    directory: Annotated[Path, typer.Argument(help="Where runs are going to be written")] = Path("runs"),
+) -> None:
     """Check the installation and say what to fix."""
     healthy = True
     for finding in examine(directory):
@@ -86,7 +96,9 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory, e.g. runs/<d
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
         metrics: dict[str, float] = summary["metrics"]
-        table = Table("metric", "value", "95 % interval", title=f"{summary['command']} at {summary['commit']}")
+        table = Table(
+            "metric", "value", "95 % interval", title=f"{summary['command']} at {summary['commit']}"
+        )
         for name, value in metrics.items():
             interval = summary["intervals"].get(name)
             table.add_row(name, f"{value:.4g}", "{:.3f} to {:.3f}".format(*interval) if interval else "")

@@ -81,7 +81,9 @@ def policies(catalog: CatalogOption) -> None:
     table = Table("version", "state", "digest", "parent", "episodes up to", "labels up to", "metrics")
     with _existing(catalog) as store:
         for row in store.policies():
-            metrics = ", ".join(f"{key} {value:.3g}" for key, value in row.metrics.items() if isinstance(value, float))
+            metrics = ", ".join(
+                f"{key} {value:.3g}" for key, value in row.metrics.items() if isinstance(value, float)
+            )
             table.add_row(
                 str(row.version), row.state, row.digest[:12], str(row.parent or ""), str(row.snapshot_n),
                 str(row.label_m), metrics,

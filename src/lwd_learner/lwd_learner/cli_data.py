@@ -27,7 +27,9 @@ Mapping = Annotated[Path, typer.Option(help="What the topics mean: a YAML file a
 def lerobot(
     source: Annotated[Path, typer.Argument(help="Directory of a LeRobot dataset, v2.0 to v3.0")],
     out: Out,
-    robot: Annotated[str | None, typer.Option(help="Name of the robot; default: the dataset's robot type")] = None,
+    robot: Annotated[
+        str | None, typer.Option(help="Name of the robot; default: the dataset's robot type")
+    ] = None,
 ) -> None:
     """Import a LeRobot dataset."""
     _finish(_import(lambda progress: from_lerobot(source, out, progress, robot)), out)
@@ -44,9 +46,13 @@ def bags(
 
 
 def ingest(
-    source: Annotated[list[Path], typer.Argument(help="Episodes, directories of episodes, or bags with --mapping")],
+    source: Annotated[
+        list[Path], typer.Argument(help="Episodes, directories of episodes, or bags with --mapping")
+    ],
     run: Annotated[Path, typer.Option(help="Run directory; its store and catalog are made if absent")],
-    mapping: Annotated[Path | None, typer.Option(help="The sources are bags of others, which this maps")] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="The sources are bags of others, which this maps")
+    ] = None,
 ) -> None:
     """Commit episodes to the experience of a run. What is refused is listed and noted in the catalog."""
     refused = 0

@@ -71,7 +71,17 @@ _METHODS = {
     "after": "Online learning (after)",
     "filtered_bc": "Filtered cloning of the same data",
 }
-_CURVES = ("clone_loss", "value_loss", "critic_loss", "q", "entropy", "tau", "path_kl", "auc", "over_estimate")
+_CURVES = (
+    "clone_loss",
+    "value_loss",
+    "critic_loss",
+    "q",
+    "entropy",
+    "tau",
+    "path_kl",
+    "auc",
+    "over_estimate",
+)
 _FILM_FRAMES = 8
 
 
@@ -117,7 +127,9 @@ class Demo:
         after = self._work_and_learn()
         with ExitStack() as beside:  # cloning takes one core
             ours = {"before": before, "offline": offline, "after": after}
-            running = {name: beside.enter_context(self._evaluation(name, path)) for name, path in ours.items()}
+            running = {
+                name: beside.enter_context(self._evaluation(name, path)) for name, path in ours.items()
+            }
             running["filtered_bc"] = beside.enter_context(
                 self._evaluation("filtered_bc", self._clone_successes(before), workers=2)
             )
@@ -206,12 +218,16 @@ class Demo:
             for step in range(50):  # how long a step takes here and now
                 if step == 10:
                     began = time.monotonic()
-                learner.trainer.clone(learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=successes), 0.0)
+                learner.trainer.clone(
+                    learner.replay.sample(256, learner.trainer.sampling, 0.99, selection=successes), 0.0
+                )
             steps = int(self._log.learn_s / ((time.monotonic() - began) / 40))
             steps = min(steps, 2 * self.plan.clone_steps)
             began = time.monotonic()
             rate = learner.config.refit_rate
-            self._train("filtered cloning", steps, lambda count, look: learner.clone(count, successes, look, rate))
+            self._train(
+                "filtered cloning", steps, lambda count, look: learner.clone(count, successes, look, rate)
+            )
             self._log.baseline = f"{steps} updates in {time.monotonic() - began:.0f} s"
             learner.close()
         return checkpoint.save(self.directory / "baselines", policy)
@@ -237,7 +253,12 @@ class Demo:
 
     def _learner(self, policy: FlowPolicy) -> Learner:
         return Learner(
-            self.directory / "learner", self.catalog, self.store, policy, self.plan.learner, seed=self.plan.seed
+            self.directory / "learner",
+            self.catalog,
+            self.store,
+            policy,
+            self.plan.learner,
+            seed=self.plan.seed,
         )
 
     def _request(self, robot: str, episodes: list[tuple[str, int]], **other: Any) -> RolloutRequest:
@@ -299,7 +320,12 @@ class Demo:
 
     def _write_deployment(self) -> Path:
         plan = self.plan
-        common = {"kind": "sim", "robot_file": str(self._robot_file), "tasks": [plan.task], "shift": plan.shift}
+        common = {
+            "kind": "sim",
+            "robot_file": str(self._robot_file),
+            "tasks": [plan.task],
+            "shift": plan.shift,
+        }
         content = {
             "name": "demo",
             "rates": {"policy_step_hz": 1 / STEP_S, "output_hz": 50.0},
@@ -384,7 +410,10 @@ class Demo:
     ) -> RunSummary:
         rows = self.catalog.episodes_since(0)
         online = self._online()
-        count, won = Counter(row.robot for row in rows), Counter(row.robot for row in rows if row.outcome == "success")
+        count, won = (
+            Counter(row.robot for row in rows),
+            Counter(row.robot for row in rows if row.outcome == "success"),
+        )
         ran = {row.version: set[str]() for row in self.catalog.policies()}
         for row in rows:
             if row.policy_version in ran:
@@ -474,12 +503,16 @@ def print_summary(summary: RunSummary, console: Console, report: Path) -> None:
     console.print(table)
     for name, difference in comparisons(summary).items():
         verdict = "" if difference.excludes_zero else "  (no difference shown)"
-        console.print(f"{name}: {difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]{verdict}")
+        console.print(
+            f"{name}: {difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]{verdict}"
+        )
     console.print(f"{summary.wall_s / 60:.1f} minutes; report: {report}")
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -487,6 +520,10 @@ def _machine() -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{os.cpu_count()} cores, {model}, no GPU used"

@@ -74,7 +74,9 @@ class LearnerConfig:
     held_out: float = 0.1  # share of episodes that only judge the critic
     check_every: int = 50  # steps between two looks at the critic
     over_estimate_max: float = 0.05  # tau_base is raised only while Q is no more above the outcome (4.1b)
-    loss_mix: LossMixConfig | None = None  # shares of online rows that follow the losses; None: one to one (4.17)
+    loss_mix: LossMixConfig | None = (
+        None  # shares of online rows that follow the losses; None: one to one (4.17)
+    )
     method: str = DEFAULT  # one of `methods.METHODS`; it changes the trainer's settings to its own
 
 
@@ -133,7 +135,9 @@ class Learner:
         action, history = policy.action_spec, policy.observation_spec.history
         self._cameras = cameras_of(policy) if self.config.trainer.critic.features == "own" else ()
         self.trainer = Trainer(
-            policy.expert if ranks.size == 1 else copy.deepcopy(policy.expert),  # ranks may keep pieces of theirs
+            policy.expert
+            if ranks.size == 1
+            else copy.deepcopy(policy.expert),  # ranks may keep pieces of theirs
             policy.context_dim,
             action.horizon,
             action.dim,
@@ -144,10 +148,19 @@ class Learner:
             Sight(history, self._cameras),
         )
         expert = self.trainer.actor.descent.module
-        if self.trainer.config.head is not None and any(ranks.whole(one) is not one for one in expert.parameters()):
-            raise ValueError("a head is published by the first rank, which needs it whole: train it with ddp, not fsdp")
+        if self.trainer.config.head is not None and any(
+            ranks.whole(one) is not one for one in expert.parameters()
+        ):
+            raise ValueError(
+                "a head is published by the first rank, which needs it whole: train it with ddp, not fsdp"
+            )
         layout = ReplayLayout(
-            policy.feature_dim, action.horizon, action.dim, history, feature_key(policy), cameras=self._cameras
+            policy.feature_dim,
+            action.horizon,
+            action.dim,
+            history,
+            feature_key(policy),
+            cameras=self._cameras,
         )
         self._shared = SharedReplay(run_dir / "replay", layout, ranks)
         self._shared_held_out = SharedReplay(run_dir / "held_out", layout, ranks)
@@ -203,7 +216,14 @@ class Learner:
                 if shared.written.append(episode):
                     result.episodes += 1
                     result.transitions += len(episode.transitions)
-            except (EpisodeUnusable, ObservationError, BlobMissing, BlobDamaged, SerdeError, *BROKEN) as error:
+            except (
+                EpisodeUnusable,
+                ObservationError,
+                BlobMissing,
+                BlobDamaged,
+                SerdeError,
+                *BROKEN,
+            ) as error:
                 result.refused.append(f"{row.episode_id}: {error}")
                 self.catalog.quarantine(row.episode_id, f"not ingested: {error}", "")
             self.snapshot = row.seq
@@ -282,7 +302,9 @@ class Learner:
         self.trainer.freeze_reference()
         return True
 
-    def learn(self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None) -> None:
+    def learn(
+        self, steps: int, progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None
+    ) -> None:
         """`steps` of the method on the replay: the LEARNER step of algorithm.md 3, or of cloning at a constant rate."""
         self._agree()
         for step in range(steps):
@@ -337,7 +359,9 @@ class Learner:
         except NonFiniteLoss as error:
             spans = self.replay.spans  # in the order of rows
             first = np.array([first for _, first, _ in spans], np.int64)
-            episodes = [spans[at][0] for at in np.searchsorted(first, batch.row.cpu().numpy(), side="right") - 1]
+            episodes = [
+                spans[at][0] for at in np.searchsorted(first, batch.row.cpu().numpy(), side="right") - 1
+            ]
             record = {"error": str(error), "metrics": self.trainer.means}
             folder = self.run_dir / "non_finite"
             if not self.ranks.first:
@@ -423,11 +447,17 @@ class Learner:
         if self.version < 0 or not checkpoint.holds(_folder(self.catalog.policy(self.version)), policy):
             snapshot = (self.snapshot, self.catalog.snapshot()[1])
             parent = self.version if self.version >= 0 else None
-            origin: dict[str, Any] = {"parent": parent, "snapshot": snapshot, "learner_steps": self.trainer.steps}
+            origin: dict[str, Any] = {
+                "parent": parent,
+                "snapshot": snapshot,
+                "learner_steps": self.trainer.steps,
+            }
             path = checkpoint.save(self.run_dir.parent / "policies", policy, origin)
             finite = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
             self.version = self.catalog.register_policy(path.name, path.as_uri(), snapshot, parent, finite)
-        if self.catalog.policy(self.version).state == "candidate":  # new, or its learner died before the next line
+        if (
+            self.catalog.policy(self.version).state == "candidate"
+        ):  # new, or its learner died before the next line
             self.catalog.set_policy_state(self.version, "active")
 
 
@@ -489,7 +519,11 @@ def feature_key(policy: FlowPolicy) -> str:
     for name, tensor in sorted(policy.trunk.state_dict().items()):
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    for text in (policy.observation_spec.to_json(), policy.action_spec.to_json(), json.dumps(policy.trunk.config.to_json())):
+    for text in (
+        policy.observation_spec.to_json(),
+        policy.action_spec.to_json(),
+        json.dumps(policy.trunk.config.to_json()),
+    ):
         hasher.update(text.encode())
     return hasher.hexdigest()
 

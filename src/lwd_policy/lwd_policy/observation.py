@@ -76,7 +76,9 @@ class ObservationSpec:
         if len(set(names)) != len(names) or self.history < 1:
             raise ValueError("stream names must be unique and history at least 1")
         if not 0 < self.spacing_s < _KEPT_S / self.history:
-            raise ValueError(f"spacing_s is {self.spacing_s}; {self.history} observations lie within {_KEPT_S:g} s")
+            raise ValueError(
+                f"spacing_s is {self.spacing_s}; {self.history} observations lie within {_KEPT_S:g} s"
+            )
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises KeyError naming those that exist."""
@@ -246,7 +248,9 @@ class ObservationBuffer:
     def _value(self, stream: Stream, index: int, time_ns: int) -> Any:
         stamps, values = self._stamps[stream.name], self._values[stream.name]
         if stream.kind == "image" and isinstance(values[index], bytes):
-            values[index] = decode_image(stream, values[index])  # it will be looked at again as another's past
+            values[index] = decode_image(
+                stream, values[index]
+            )  # it will be looked at again as another's past
         if stream.kind == "command" and stamps[index] < time_ns and index + 1 < len(stamps):
             passed = (time_ns - stamps[index]) / (stamps[index + 1] - stamps[index])
             return (1 - passed) * values[index] + passed * values[index + 1]

@@ -97,7 +97,9 @@ def test_simulated_robots_are_prefixed_whatever_they_are_called(edited):
 def test_all_of_a_robot_works_at_the_rates_of_the_deployment(edited):
     specs = node_specs(edited(rates={"policy_step_hz": 30.0, "output_hz": 60.0}))
     rates = {
-        spec.name: {key: value for key, value in spec.parameters.items() if key in ("policy_step_hz", "output_hz")}
+        spec.name: {
+            key: value for key, value in spec.parameters.items() if key in ("policy_step_hz", "output_hz")
+        }
         for spec in specs
         if spec.namespace == "/sim_r1"
     }

@@ -120,7 +120,10 @@ def test_chunks_are_recorded_with_their_version_and_the_samples_they_were_decide
     assert first == {"joint_positions", "instruction", "keypoints"}, "nothing was commanded before"
     assert second == {*first, "command"}
     for earlier, chunk in zip([chunks[0], *chunks], chunks, strict=False):
-        assert [one.stamp for one in chunk.observations] == [earlier.observations[-1].stamp, chunk.observations[-1].stamp]
+        assert [one.stamp for one in chunk.observations] == [
+            earlier.observations[-1].stamp,
+            chunk.observations[-1].stamp,
+        ]
 
 
 def test_every_step_says_which_action_of_which_chunk_it_was(

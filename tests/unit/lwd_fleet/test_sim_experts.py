@@ -6,7 +6,8 @@ import pytest
 
 from lwd_fleet.sim.experts import STEP_S, Expert
 from lwd_fleet.sim.scene import TICK_S
-from lwd_fleet.sim.tasks import TASKS, Shift
+from lwd_fleet.sim.shift import Shift
+from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.sim.world import World
 
 TICKS = round(STEP_S / TICK_S)
@@ -68,7 +69,7 @@ def test_a_missed_grasp_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_demonstrator_who_sees_the_tool_corrects_a_calibration_error() -> None:
-    shift = Shift(calibration_offset_m=(0.03, -0.02, -0.03, 0.02))
+    shift = Shift(calibration_offset_m=(0.04, -0.03, -0.04, 0.03))
     world = World("place", shift)
     seeing = [_episode(world, seed)[0] for seed in range(6)]
     blind = [_episode(world, seed, sees_the_tool=False)[0] for seed in range(6)]

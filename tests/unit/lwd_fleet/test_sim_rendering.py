@@ -59,7 +59,5 @@ assert pictures[0].std() > 10 and pictures[1].shape == (48, 48, 3)
 
 def test_triton_can_be_loaded_in_a_process_that_renders() -> None:
     pytest.importorskip("triton", reason="only torch's builds for NVIDIA have it")
-    script = (
-        "from lwd_fleet.sim.world import World; w = World('place'); w.reset(0); w.render('top'); import triton"
-    )
+    script = "from lwd_fleet.sim.world import World; w = World('place'); w.reset(0); w.render('top'); import triton"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

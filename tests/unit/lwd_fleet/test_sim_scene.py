@@ -7,7 +7,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from lwd_fleet.sim import robot, scene
+from lwd_fleet.sim import robot
+from lwd_fleet.sim.scene import build_model
+from lwd_fleet.sim.tasks import TASKS
 from lwd_policy.embodiment import Embodiment
 
 ROBOTS = Path(__file__).parents[3] / "config/robots"
@@ -19,9 +21,9 @@ def test_the_committed_description_is_the_generated_one() -> None:
     assert Embodiment.load(ROBOTS / "sim_dual_arm.yaml") == robot.embodiment()
 
 
-@pytest.mark.parametrize("task", sorted(scene.FURNITURE))
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_simulated_tool_is_where_the_urdf_says(task: str) -> None:
-    model = scene.build_model(task)
+    model = build_model(TASKS[task].parts, task)
     data = mujoco.MjData(model)
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -35,27 +37,41 @@ def test_the_simulated_tool_is_where_the_urdf_says(task: str) -> None:
             np.testing.assert_allclose(rotation.ravel(), data.site(f"{arm.name}_tcp").xmat, atol=1e-9)
 
 
-@pytest.mark.parametrize("task", sorted(scene.FURNITURE))
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_joint_limits_are_those_of_the_urdf(task: str) -> None:
-    model = scene.build_model(task)
+    model = build_model(TASKS[task].parts, task)
     body = robot.embodiment()
     for name, low, high in zip(body.joint_names, body.lower, body.upper, strict=True):
         np.testing.assert_allclose(model.joint(name).range, [low, high])
         np.testing.assert_allclose(model.actuator(name).ctrlrange, [low, high])
 
 
-@pytest.mark.parametrize("task", sorted(scene.FURNITURE))
-def test_the_arms_collide_with_nothing_and_objects_with_each_other(task: str) -> None:
-    model = scene.build_model(task)
-    moving = {model.body(name).id for name in scene.CARRIED[task]}
-    for geom in range(model.ngeom):
-        body = model.body(int(model.geom_bodyid[geom]))
-        if body.name.startswith(("left_", "right_")) and not body.name.endswith("tray"):
-            assert model.geom_contype[geom] == 0 and model.geom_conaffinity[geom] == 0
-        elif body.id in moving:
-            assert model.geom_contype[geom] == 1
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_arms_collide_with_nothing_and_things_with_each_other_and_with_fixtures(task: str) -> None:
+    model = build_model(TASKS[task].parts, task)
+    parts = TASKS[task].parts
 
+    def collide(first: int, second: int) -> bool:
+        kinds, masks = model.geom_contype, model.geom_conaffinity
+        return bool(kinds[first] & masks[second] or kinds[second] & masks[first])
 
-def test_an_unknown_task_has_no_scene() -> None:
-    with pytest.raises(ValueError, match="juggle"):
-        scene.build_model("juggle")
+    def geoms(names: list[str]) -> list[int]:
+        ids = {model.body(name).id for name in names}
+        return [
+            g
+            for g in range(model.ngeom)
+            if model.geom_bodyid[g] in ids and "liquid" not in model.geom(g).name
+        ]
+
+    things = geoms([thing.name for thing in parts.things])
+    fixed = [*geoms([part.name for part in (*parts.fixtures, *parts.panels)]), model.geom("table").id]
+    arms = [
+        g
+        for g in range(model.ngeom)
+        if model.body(int(model.geom_bodyid[g])).name.startswith(("left_", "right_"))
+    ]
+    arms = [g for g in arms if g not in fixed and g not in things]
+    assert len(arms) > 10
+    assert not any(collide(arm, other) for arm in arms for other in range(model.ngeom))
+    assert all(collide(thing, other) for thing in things for other in (*things, *fixed))
+    assert not any(collide(first, second) for first in fixed for second in fixed)

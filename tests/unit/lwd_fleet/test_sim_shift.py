@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from lwd_fleet.sim.scene import ITEMS, THINGS
-from lwd_fleet.sim.tasks import Randomisation, Shift
+from lwd_fleet.sim.parts import GROCERIES
+from lwd_fleet.sim.shift import Randomisation, Shift
 from lwd_fleet.sim.world import World
 
 
@@ -18,7 +18,7 @@ def _world(
 
 
 def _objects(world: World) -> np.ndarray:
-    return np.stack([world.position(name) for name in ITEMS])
+    return np.stack([world.position(item.name) for item in GROCERIES])
 
 
 def _nominal_tool(world: World, arm: str) -> np.ndarray:
@@ -93,8 +93,8 @@ def test_larger_items_stand_on_the_table() -> None:
     world = _world(object_scale=1.2)
     for _ in range(50):
         world.step(world.embodiment.home)
-    for item in ITEMS:
-        assert abs(world.position(item)[2] - 1.2 * THINGS[item].rest_height) < 0.001
+    for item in GROCERIES:
+        assert abs(world.position(item.name)[2] - 1.2 * item.rest_height) < 0.001
 
 
 def test_friction_scales_every_contact() -> None:

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from lwd_fleet.sim import robot
-from lwd_fleet.sim.language import SPLITS
-from lwd_fleet.sim.scene import BOX_HEIGHT, LID
-from lwd_fleet.sim.tasks import TASKS, Goal
+from lwd_fleet.sim.tasks import SPLITS, TASKS, Goal
+from lwd_fleet.sim.tasks.stow import BOX_HEIGHT, LID
 from lwd_fleet.sim.world import World
 
 
@@ -32,7 +31,7 @@ def test_the_instruction_of_an_episode_names_its_goal(split: str) -> None:
     for seed in range(20):
         world.reset(seed)
         assert world.instruction in world.task.instructions(split, world.goal)
-    world.reset(0, Goal("blue_bar", "right"))
+    world.reset(0, Goal("blue_bar", "right_tray", "right"))
     assert "blue bar" in world.instruction and "right" in world.instruction
 
 
@@ -47,7 +46,7 @@ def test_all_goals_are_drawn() -> None:
 
 def test_a_goal_of_another_task_is_refused() -> None:
     with pytest.raises(ValueError, match="not a goal of stow"):
-        World("stow").reset(0, Goal("red_cube", "left"))
+        World("stow").reset(0, Goal("red_cube", "left_tray", "left"))
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
@@ -56,7 +55,7 @@ def test_everything_to_pick_is_apart_and_within_reach_of_its_arm(task: str, scal
     body = robot.embodiment()
     arms = {"place": ("left", "right"), "stow": ("right",)}[task]
     for seed in range(15):
-        layout = TASKS[task].layout(np.random.default_rng(seed), scale, 1.0)
+        layout = TASKS[task].layout(np.random.default_rng(seed), TASKS[task].goals[0], scale, 1.0)
         items = [name for name in layout.things if name != "lid"]
         points = np.array([layout.things[name][:3] for name in items])
         distances = [np.linalg.norm(points[i] - points[j]) for i in range(3) for j in range(i)]

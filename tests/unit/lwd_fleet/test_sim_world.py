@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 
 from lwd_fleet.sim.grasp import GRASP_RADIUS_M
+from lwd_fleet.sim.parts import GROCERIES
 from lwd_fleet.sim.robot import GRIPPER_OPEN_M, JOINT_NAMES
-from lwd_fleet.sim.scene import BOX_HEIGHT, CARRIED, FURNITURE, ITEMS, LID, TICK_S
-from lwd_fleet.sim.tasks import KEYPOINT_NAMES, TASKS, Goal, Shift
+from lwd_fleet.sim.scene import TICK_S
+from lwd_fleet.sim.shift import Shift
+from lwd_fleet.sim.tasks import TASKS, Goal, suite_of
+from lwd_fleet.sim.tasks.stow import BOX_HEIGHT, LID
 from lwd_fleet.sim.world import ABSENT, World
 
 TASK_NAMES = sorted(TASKS)
+ITEMS = [item.name for item in GROCERIES]
 COLUMNS = {"left": np.arange(6), "right": np.arange(7, 13)}
 GRIPPER = {"left": 6, "right": 13}
 
@@ -197,24 +201,26 @@ def _place(item: str, goal: Goal, tray: str, release: bool, height: float = 0.06
 
 
 def test_the_named_item_released_in_the_named_tray_is_success() -> None:
-    world = _place("red_cube", Goal("red_cube", "left"), "left_tray", release=True)
+    world = _place("red_cube", Goal("red_cube", "left_tray", "left"), "left_tray", release=True)
     assert world.done() and world.sub_step_scores() == (1.0, 1.0)
 
 
 def test_an_item_held_over_or_in_the_tray_is_not_success() -> None:
     for height in (0.02, 0.12):
-        world = _place("red_cube", Goal("red_cube", "left"), "left_tray", release=False, height=height)
+        world = _place(
+            "red_cube", Goal("red_cube", "left_tray", "left"), "left_tray", release=False, height=height
+        )
         assert not world.done() and world.sub_step_scores() == (1.0, 0.0)
 
 
 def test_the_wrong_item_or_the_wrong_tray_is_not_success() -> None:
-    assert not _place("blue_bar", Goal("red_cube", "left"), "left_tray", release=True).done()
-    assert not _place("red_cube", Goal("red_cube", "right"), "left_tray", release=True).done()
+    assert not _place("blue_bar", Goal("red_cube", "left_tray", "left"), "left_tray", release=True).done()
+    assert not _place("red_cube", Goal("red_cube", "right_tray", "right"), "left_tray", release=True).done()
 
 
 def test_stow_needs_lid_item_and_lid_in_this_order() -> None:
     world = World("stow")
-    world.reset(0, Goal("red_cube"))
+    world.reset(0, Goal("red_cube", "box"))
     assert (
         world.sub_step_scores() == (0.0, 0.0, 0.0) and not world.done()
     )  # the lid is on, but nothing is inside
@@ -243,7 +249,7 @@ def test_stow_needs_lid_item_and_lid_in_this_order() -> None:
 
 def test_stow_with_the_wrong_item_stops_at_the_first_sub_step() -> None:
     world = World("stow")
-    world.reset(0, Goal("blue_bar"))
+    world.reset(0, Goal("blue_bar", "box"))
     box = world.position("box")
     left = Driver(world, "left")
     left.pick("lid")
@@ -261,14 +267,15 @@ def test_stow_with_the_wrong_item_stops_at_the_first_sub_step() -> None:
 # Sensing ---------------------------------------------------------------------------------------------
 
 
-def test_keypoints_have_the_same_slots_in_every_task() -> None:
+def test_keypoints_have_the_same_slots_in_every_task_of_a_suite() -> None:
     for task in TASK_NAMES:
         world = World(task)
         world.reset(0)
         exact = world.keypoints(noise=False)
-        assert exact.shape == (len(KEYPOINT_NAMES), 3) and exact.dtype == np.float32
-        present = [name in (*CARRIED[task], *FURNITURE[task]) for name in KEYPOINT_NAMES]
-        for name, point, there in zip(KEYPOINT_NAMES, exact, present, strict=True):
+        assert world.keypoint_names == suite_of(task).keypoints
+        assert exact.shape == (len(world.keypoint_names), 3) and exact.dtype == np.float32
+        present = [name in world.task.keypoints for name in world.keypoint_names]
+        for name, point, there in zip(world.keypoint_names, exact, present, strict=True):
             assert (not np.allclose(point, ABSENT)) == there, name
         noisy = np.stack([world.keypoints() for _ in range(300)])
         spread = noisy.std(axis=0)

@@ -176,4 +176,6 @@ def test_two_runs_never_share_a_domain():
         assert one.number != other.number
         assert {one.number, other.number} <= set(range(1, 102))
         assert one.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
-        assert one.environment["FASTDDS_BUILTIN_TRANSPORTS"], "not shared memory: a kill would stop its neighbours"
+        assert one.environment["FASTDDS_BUILTIN_TRANSPORTS"], (
+            "not shared memory: a kill would stop its neighbours"
+        )

@@ -48,7 +48,11 @@ class SmallRun:
         action = ActionSpec.unnormalised(self.embodiment, "joint_relative", HORIZON, 0.1, 5)
         width = np.ones((HORIZON, action.dim))
         action = ActionSpec(self.embodiment, "joint_relative", HORIZON, 0.1, 5, 0 * width, 0.3 * width)
-        return FlowPolicy(build_trunk(trunk_config(self.observation), self.embodiment), observation_spec(self.observation), action)
+        return FlowPolicy(
+            build_trunk(trunk_config(self.observation), self.embodiment),
+            observation_spec(self.observation),
+            action,
+        )
 
     def first_version(self) -> int:
         """Register an untrained policy and make it active."""

@@ -123,7 +123,9 @@ def test_one_episode_is_shown_with_everything_known_of_it(tmp_path: Path, spool:
     lost = lwd("episodes", "show", "0000", "--catalog", file)
     assert lost.exit_code == 0 and "no .mcap file" in lost.output and "/spool/0000-lost" in lost.output
     several = lwd("episodes", "show", "0", "--catalog", file)
-    assert several.exit_code == 2 and all(name in several.stderr for name in (one.episode_id, other.episode_id))
+    assert several.exit_code == 2 and all(
+        name in several.stderr for name in (one.episode_id, other.episode_id)
+    )
     unknown = lwd("episodes", "show", "x", "--catalog", file)
     assert unknown.exit_code == 2 and "no episode begins with 'x'" in unknown.stderr
 
@@ -152,7 +154,9 @@ def test_train_publishes_and_the_same_command_goes_on(tmp_path: Path, spool: Pat
     assert lwd("ingest", spool, "--run", run).exit_code == 0
     common = ("--run", run, "--policy", start, "--batch", 8)
     result = lwd("train", "bc", "--steps", 3, *common)
-    assert result.exit_code == 0 and "version 1 after 3 steps" in result.output and "clone_loss" in result.output
+    assert (
+        result.exit_code == 0 and "version 1 after 3 steps" in result.output and "clone_loss" in result.output
+    )
     result = lwd("train", "bc", "--steps", 5, *common)
     assert "goes on from step 3" in result.output and "version 2 after 5 steps" in result.output
     result = lwd("train", "offline", "--steps", 2, *common)
@@ -165,7 +169,19 @@ def test_train_publishes_and_the_same_command_goes_on(tmp_path: Path, spool: Pat
 
 def test_eval_says_the_rate_with_its_interval(tmp_path: Path) -> None:
     policy = checkpoint.save(tmp_path, SmallRun(tmp_path / "run").policy())
-    words = ("eval", "--policy", policy, "--episodes", 2, "--workers", 2, "--first-seed", 7, "--shift", "placement")
+    words = (
+        "eval",
+        "--policy",
+        policy,
+        "--episodes",
+        2,
+        "--workers",
+        2,
+        "--first-seed",
+        7,
+        "--shift",
+        "placement",
+    )
     record = json.loads(lwd(*words, "--json").stdout)
     assert record["outcomes"].keys() == {"7", "8"} and record["shift"] == "placement"
     rate = record["success"]

@@ -232,10 +232,14 @@ def test_a_demonstrators_point_is_where_images_are_and_looks_back_by_time() -> N
     messages.sort(key=lambda message: message[1])
     points = read_trace("e", messages, spec, JOINTS, 2).points
     assert [point.step for point in points] == [-1, 1, 3, 5, 7]
-    assert [point.phase for point in points] == pytest.approx([0, 0.2, 0.2, 0.2, 0]), "known between two steps only"
+    assert [point.phase for point in points] == pytest.approx([0, 0.2, 0.2, 0.2, 0]), (
+        "known between two steps only"
+    )
     times = [[(one.time_ns - START_NS) / STEP_NS for one in point.context] for point in points]
     assert times == [[0.2, 0.2], [0.2, 2.2], [2.2, 4.2], [4.2, 6.2], [6.2, 8.2]]
-    assert points[2].observation.values[COMMAND][0] == pytest.approx(3.2), "between the third step and the fourth"
+    assert points[2].observation.values[COMMAND][0] == pytest.approx(3.2), (
+        "between the third step and the fourth"
+    )
 
 
 def image(time_ns: int) -> tuple[str, int, Any]:

@@ -216,7 +216,9 @@ def test_memory_is_bounded_and_the_newest_sample_is_never_forgotten() -> None:
 
 
 def of_two_cameras() -> ObservationBuffer:
-    cameras = [Stream(name, f"{name}/image_raw/compressed", "image", (2, 2, 3), 0.3) for name in ("top", "wrist")]
+    cameras = [
+        Stream(name, f"{name}/image_raw/compressed", "image", (2, 2, 3), 0.3) for name in ("top", "wrist")
+    ]
     return ObservationBuffer(ObservationSpec((JOINTS, *cameras, OPTIONAL)))
 
 

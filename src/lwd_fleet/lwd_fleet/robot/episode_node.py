@@ -47,7 +47,11 @@ class EpisodeParameters:
 
     tasks: tuple[str, ...] = parameter(("*",), "tasks this robot may be given; '*': any")
     time_limit_s: float = parameter(
-        30.0, "time limit of an episode where neither the goal nor the scene states one", unit="s", low=0.1, high=86400.0
+        30.0,
+        "time limit of an episode where neither the goal nor the scene states one",
+        unit="s",
+        low=0.1,
+        high=86400.0,
     )
     settle_s: float = parameter(
         0.25, "time between the start of the recording and of the episode", unit="s", low=0.0, high=60.0

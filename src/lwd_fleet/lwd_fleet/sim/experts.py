@@ -10,23 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim import robot
-from lwd_fleet.sim.scene import BOX_HEIGHT, LID
-from lwd_fleet.sim.world import World
+
+if TYPE_CHECKING:
+    from lwd_fleet.sim.world import World
 
 Array = NDArray[np.float64]
 
 STEP_S = 0.1  # one command per policy step
-_CLEARANCE_M = 0.075  # above a grasp point while approaching
-_CARRY_HEIGHT_M = 0.13
+CLEARANCE_M = 0.075  # above a grasp point while approaching
+CARRY_HEIGHT_M = 0.13
+OPEN_M, CLOSED_M = robot.GRIPPER_OPEN_M, 0.0
 _NEAR_M = 0.012
 _AT_M = 0.007
 _PATIENCE_STEPS = 12  # that an arm tries to get closer to a point before its script goes on
-_OPEN, _CLOSED = robot.GRIPPER_OPEN_M, 0.0
+_CARRY_STEPS = 60
+_POUR_TILT_RAD = 1.2
+_TILT_RAD_S = 1.2
+_POUR_HEIGHT_M = 0.035  # of the lip over the mouth
+_POUR_STEPS = 80
+_LEAD_STEP = 0.25  # how far ahead on its way a panel is led, of its range
+_LEAD_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -36,30 +45,41 @@ class Wish:
     point: Array  # [3] m, base_link
     gripper: float  # m
     steady: bool = False  # no unsteadiness: about to grasp or let go
+    tilt: float = 0.0  # rad about base_link's y: positive leans the top of what is carried towards +x
 
 
 Script = Generator[Wish, None, None]
 
 
 class Expert:
-    """Demonstrates the world's current episode; make a new one after each reset.
+    """Demonstrates the world's current episode; make a new one after each reset, or whenever it is to take over.
 
     noise scales everything random: 0 is the same motion each time, 1 gives demonstrations of useful variety.
     A demonstrator who `sees_the_tool` corrects a calibration error as a person watching the gripper would;
     one who does not trusts the robot's own kinematics.
+
+    The methods below `command` are the skills that the scripts of the tasks are made of: generators that yield until
+    they are through. Each looks at the truth while it runs, and begins from wherever things are.
     """
 
     def __init__(
-        self, world: World, rng: np.random.Generator, noise: float = 1.0, sees_the_tool: bool = True
+        self,
+        world: World,
+        rng: np.random.Generator,
+        noise: float = 1.0,
+        sees_the_tool: bool = True,
+        scripts: Callable[[Expert], dict[str, Script]] | None = None,
     ) -> None:
-        self._world, self._rng, self._noise = world, rng, noise
+        """scripts: what to do, one per arm; by default the task."""
+        self.world = world
+        self._rng, self._noise = rng, noise
         self._sees_the_tool = sees_the_tool
         self._body = world.embodiment
         joints = world.joint_positions
         self._hands = {arm.name: _Hand(world, arm.name, joints) for arm in self._body.arms}
         self._target = joints.copy()
         self._speed = 0.38 * np.exp(rng.normal() * 0.12 * noise)  # m/s
-        self._scripts = {"place": self._place, "stow": self._stow}[world.task.name]()
+        self._scripts = (scripts or world.task.scripts)(self)
 
     def command(self) -> Array:
         """Absolute joint targets for the end of the next policy step, [14]. Call once per policy step."""
@@ -75,102 +95,165 @@ class Expert:
             self._target[columns[-1]] = wish.gripper
         return self._target.copy()
 
-    # Scripts -----------------------------------------------------------------------------------------
+    # Things ------------------------------------------------------------------------------------------
 
-    def _place(self) -> dict[str, Script]:
-        goal = self._world.goal
-        tray = self._world.position(f"{goal.side}_tray") + self._scatter(0.022)
-        other = "right" if goal.side == "left" else "left"
-        return {goal.side: self._deliver(goal.side, goal.item, tray, 0.05), other: self._rest(other)}
+    def deliver(self, arm: str, item: str, place: Array, height: float) -> Script:
+        """Pick the item, carry it over the place, lower it to `height`, let go, go home. Again if lost."""
+        yield from self.put(arm, item, place, height)
+        yield from self.rest(arm)
 
-    def _stow(self) -> dict[str, Script]:
-        return {"left": self._handle_lid(), "right": self._fill_box()}
-
-    def _handle_lid(self) -> Script:
-        world, arm = self._world, "left"
-        aside = np.array([-0.22, 0.04, _CARRY_HEIGHT_M]) + self._scatter(0.02)
-        box = world.position("box")
-        on = _over(box, BOX_HEIGHT + LID.rest_height + LID.grasp_offset + 0.003)
-        while not world.done():
-            yield from self._pick(arm, "lid")
-            yield from self._carry(arm, "lid", aside)
-            while world.held(arm) == "lid" and not self._item_stowed():
-                yield Wish(aside, _CLOSED)
-            yield from self._carry(arm, "lid", _over(on, 0.05))
-            yield from self._carry(arm, "lid", on, exact=True)
-            if world.held(arm) == "lid":
-                yield from self._let_go(arm)
-        yield from self._rest(arm)
-
-    def _fill_box(self) -> Script:
-        world, arm = self._world, "right"
-        item = world.goal.item
-        while world.sub_step_scores()[0] < 1.0:  # the lid is in the way: wait over the item
-            yield Wish(_over(world.grasp_point(item), 2 * _CLEARANCE_M), _OPEN)
-        box = world.position("box") + self._scatter(0.006)
-        yield from self._deliver(arm, item, box, BOX_HEIGHT + 0.012)
-        yield from self._rest(arm)
-
-    def _item_stowed(self) -> bool:
-        clear = self._world.tool("right") - self._world.position("box")
-        return self._world.sub_step_scores()[1] >= 1.0 and bool(np.hypot(clear[0], clear[1]) > 0.12)
-
-    def _deliver(self, arm: str, item: str, place: Array, height: float) -> Script:
-        """Pick the item, carry it over the place, lower it to `height` let go. Again if lost."""
+    def put(self, arm: str, item: str, place: Array, height: float) -> Script:
+        """Pick the item, carry it over the place, lower it to `height`, let go. Again if lost on the way."""
         while True:
-            yield from self._pick(arm, item)
-            yield from self._carry(arm, item, np.array([place[0], place[1], _CARRY_HEIGHT_M]))
-            yield from self._carry(arm, item, np.array([place[0], place[1], height]), exact=True)
-            if self._world.held(arm) == item:
+            yield from self.pick(arm, item)
+            yield from self.carry(
+                arm, item, np.array([place[0], place[1], max(CARRY_HEIGHT_M, height + 0.06)])
+            )
+            yield from self.carry(arm, item, np.array([place[0], place[1], height]), exact=True)
+            if self.world.held(arm) == item:
                 break
-        yield from self._let_go(arm)
-        yield from self._rest(arm)
+        yield from self.let_go(arm)
 
-    def _pick(self, arm: str, thing: str) -> Script:
-        """Until the arm holds the thing and has lifted it. After a miss comes another try, better aimed."""
-        world = self._world
+    def pick(self, arm: str, thing: str) -> Script:
+        """Until the arm holds the thing and has lifted it."""
+        yield from self.grasp(arm, thing)
+        here = self.world.tool(arm)
+        rise = np.array([here[0], here[1], max(here[2] + 0.06, CARRY_HEIGHT_M - 0.02)])
+        yield from self.carry(arm, thing, rise)
+
+    def grasp(self, arm: str, part: str, number: int = 0) -> Script:
+        """Until the arm holds the thing or the panel's handle. After a miss comes another try, better aimed.
+
+        number: which of a thing's grasp points.
+        """
+        world = self.world
         stray = self._stray()
-        while world.held(arm) != thing:
-            aim = self._scatter(0.004) + stray
+        while world.held(arm) != part:
+            aim = self.scatter(0.004) + stray
             stray = np.zeros(3)
 
-            def over(aim: Array = aim) -> Array:
-                return _over(world.grasp_point(thing) + aim, _CLEARANCE_M)
+            def above(aim: Array = aim) -> Array:
+                return over(world.grasp_point(part, number) + aim, CLEARANCE_M)
 
             def at(aim: Array = aim) -> Array:
-                return _over(world.grasp_point(thing) + aim, 0.0)
+                return over(world.grasp_point(part, number) + aim, 0.0)
 
-            yield from self._go(arm, over, _OPEN, _NEAR_M)
-            yield from self._go(arm, at, _OPEN, _AT_M, steady=True)
+            if world.held(arm) is not None:  # took something else: put it down where it was
+                yield from self.let_go(arm)
+            yield from self._go(arm, above, OPEN_M, _NEAR_M)
+            yield from self._go(arm, at, OPEN_M, _AT_M, steady=True)
             here = at()
             for _ in range(4):
-                yield Wish(here, _CLOSED, steady=True)
-                if world.held(arm) == thing:
+                yield Wish(here, CLOSED_M, steady=True)
+                if world.held(arm) == part:
                     break
-            if world.held(arm) not in (None, thing):  # took something else: put it down where it was
-                yield from self._let_go(arm)
-        here = world.tool(arm)
-        rise = np.array([here[0], here[1], max(here[2] + 0.06, _CARRY_HEIGHT_M - 0.02)])
-        yield from self._carry(arm, thing, rise)
 
-    def _carry(self, arm: str, thing: str, point: Array, exact: bool = False) -> Script:
+    def carry(self, arm: str, thing: str, point: Array, exact: bool = False) -> Script:
         """Move the held thing so that its grasp point is at `point`; ends at once when it is lost."""
         steps = 0
-        while self._world.held(arm) == thing and steps < 60:
-            offset = self._world.grasp_point(thing) - self._world.tool(arm)
+        while self.world.held(arm) == thing and steps < _CARRY_STEPS:
+            offset = self.world.grasp_point(thing) - self.world.tool(arm)
             if not exact:
                 offset[:] = 0.0
             if self._distance(arm, point - offset) < (_AT_M if exact else 0.025):
                 return
-            yield Wish(point - offset, _CLOSED, steady=exact)
+            yield Wish(point - offset, CLOSED_M, steady=exact)
             steps += 1
 
-    def _let_go(self, arm: str) -> Script:
+    def let_go(self, arm: str) -> Script:
+        """Open, wait, rise."""
         here = self._hands[arm].reference.copy()
         for _ in range(3):
-            yield Wish(here, _OPEN, steady=True)
+            yield Wish(here, OPEN_M, steady=True)
         for _ in range(3):
-            yield Wish(_over(here, 0.08), _OPEN)
+            yield Wish(over(here, 0.08), OPEN_M)
+
+    def offer(self, arm: str, taker: str, thing: str, point: Array) -> Script:
+        """Pick the thing, hold it at the point until the other arm has it, let go. Again if lost before."""
+        while self.world.held(taker) != thing:
+            yield from self.pick(arm, thing)
+            yield from self.carry(arm, thing, point, exact=True)
+            yield from self.hold(
+                arm, lambda: self.world.held(taker) == thing or self.world.held(arm) != thing
+            )
+        if self.world.held(arm) == thing:
+            yield from self.let_go(arm)
+
+    def receive(self, arm: str, giver: str, thing: str, point: Array) -> Script:
+        """Take a thing that the other arm offers at the point, by its second grasp point; wait until it lets go."""
+        world = self.world
+        while world.held(arm) != thing or world.held(giver) == thing:
+            if world.held(arm) == thing:
+                yield from self.hold(arm, lambda: world.held(giver) != thing)
+            elif world.held(giver) == thing and np.linalg.norm(world.grasp_point(thing) - point) < 0.03:
+                yield from self.grasp(arm, thing, number=1)
+            else:
+                yield Wish(over(world.grasp_point(thing, 1), 2 * CLEARANCE_M), OPEN_M)
+
+    # Liquids and panels ------------------------------------------------------------------------------
+
+    def pour(self, arm: str, vessel: str, into: str, portions: float) -> Script:
+        """Pour from the held vessel until `into` has gained the portions, or there is no more; ends when it is lost.
+
+        The vessel leans towards the receiver from the side on which the tool is.
+        """
+        world, hand = self.world, self._hands[arm]
+        mouth = world.mouth(into) + self.scatter(0.004)
+        side = 1.0 if world.tool(arm)[0] < mouth[0] else -1.0
+        upright = _turned(world.mouth(vessel) - world.tool(arm), -hand.tilt)
+        lip = upright + [side * world.task.parts.vessels[vessel].lip, 0.0, 0.0]
+        wanted = sum(world.content(into).values()) + portions
+
+        def tool(height: float = _POUR_HEIGHT_M) -> Array:
+            return over(mouth - _turned(lip, hand.tilt), height)
+
+        def poured() -> bool:
+            return sum(world.content(into).values()) >= wanted or not any(world.content(vessel).values())
+
+        yield from self._go(arm, lambda: tool(0.09), CLOSED_M, 0.02)
+        yield from self._go(arm, tool, CLOSED_M, _NEAR_M)
+        for _ in range(_POUR_STEPS):
+            if poured() or world.held(arm) != vessel:
+                break
+            yield Wish(tool(), CLOSED_M, steady=True, tilt=side * _POUR_TILT_RAD)
+        while abs(hand.tilt) > 0.05:
+            yield Wish(tool(), CLOSED_M, steady=True)
+        yield from self._go(arm, lambda: tool(0.09), CLOSED_M, 0.025)
+
+    def lead(self, arm: str, panel: str, opening: float) -> Script:
+        """Take the panel's handle, unless it is held, and move the panel to an opening (0 to 1); keeps the handle."""
+        world = self.world
+        for _ in range(_LEAD_STEPS):
+            if world.held(arm) != panel:
+                yield from self.grasp(arm, panel)
+            now = world.opening(panel)
+            if abs(now - opening) < 0.03:
+                return
+            ahead = now + float(np.clip(opening - now, -_LEAD_STEP, _LEAD_STEP))
+            slack = world.position(panel) - world.tool(arm)
+            yield Wish(world.panel_handle(panel, ahead) - slack, CLOSED_M, steady=True)
+
+    # Waiting -----------------------------------------------------------------------------------------
+
+    def hold(self, arm: str, until: Callable[[], bool]) -> Script:
+        """Stay, with the gripper as it was, until something is the case."""
+        here, gripper = (
+            self._hands[arm].reference.copy(),
+            self._target[self._body.arm_columns(self._body.arm(arm))[-1]],
+        )
+        while not until():
+            yield Wish(here, float(gripper))
+
+    def wait(self, arm: str, until: Callable[[], bool]) -> Script:
+        """At home, until something is the case."""
+        while not until():
+            yield Wish(self._hands[arm].home, OPEN_M)
+
+    def rest(self, arm: str) -> Script:
+        """At home, for ever."""
+        yield from self.wait(arm, lambda: False)
+
+    # Motion ------------------------------------------------------------------------------------------
 
     def _go(
         self, arm: str, point: Callable[[], Array], gripper: float, tolerance: float, steady: bool = False
@@ -186,25 +269,18 @@ class Expert:
                 return
             yield wish
 
-    def _rest(self, arm: str) -> Script:
-        home = self._hands[arm].home
-        while True:
-            yield Wish(home, _OPEN)
-
-    # Motion ------------------------------------------------------------------------------------------
-
     def _distance(self, arm: str, point: Array) -> float:
         """Of the tool, where the demonstrator believes it to be."""
         hand = self._hands[arm]
-        believed = self._world.tool(arm) if self._sees_the_tool else hand.nominal_tool()
+        believed = self.world.tool(arm) if self._sees_the_tool else hand.nominal_tool()
         return float(np.linalg.norm(believed - point))
 
     def _calibration(self, hand: _Hand) -> Array:
         if not self._sees_the_tool:
             return np.zeros(3)
-        return self._world.tool(hand.arm) - hand.nominal_tool()
+        return self.world.tool(hand.arm) - hand.nominal_tool()
 
-    def _scatter(self, sigma: float) -> Array:
+    def scatter(self, sigma: float) -> Array:
         """Horizontal error, [3] m: at most two sigma along x and y."""
         x, y = self._rng.normal(size=2).clip(-2, 2) * sigma * self._noise
         return np.array([x, y, 0.0])
@@ -222,13 +298,24 @@ class Expert:
         return hand.wobble * decay + kick * (0.2 if wish.steady else 1.0)
 
 
-def _over(point: Array, height: float) -> Array:
+def over(point: Array, height: float) -> Array:
     """The point `height` above another, [3] m."""
     return np.array([point[0], point[1], point[2] + height])
 
 
+def _turned(vector: Array, tilt: float) -> Array:
+    """A vector [3] turned about base_link's y."""
+    return _turn(tilt) @ vector
+
+
+def _turn(tilt: float) -> Array:
+    """Rotation about base_link's y, [3, 3]."""
+    cosine, sine = np.cos(tilt), np.sin(tilt)
+    return np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+
+
 class _Hand:
-    """The moving set point of one tool."""
+    """The moving set point of one tool: where it is, and how far it is tilted (rad about base_link y)."""
 
     def __init__(self, world: World, arm: str, joints: Array) -> None:
         self.arm = arm
@@ -236,10 +323,16 @@ class _Hand:
         self._chain = world.embodiment.arm(arm).chain
         self._columns = world.embodiment.arm_columns(arm)[:-1]
         self.reference, _ = self._chain.forward(joints[self._columns])
-        self.home, self.rotation = self._chain.forward(world.embodiment.home[self._columns])
+        self.home, self._upright = self._chain.forward(world.embodiment.home[self._columns])
+        self.tilt = 0.0
         self.wobble = np.zeros(3)
         self.arrived_steps = 0
         self._velocity = np.zeros(3)
+
+    @property
+    def rotation(self) -> Array:
+        """Of the tool, [3, 3]."""
+        return _turn(self.tilt) @ self._upright
 
     def nominal_tool(self) -> Array:
         """Where the robot's own kinematics say that the tool is."""
@@ -250,7 +343,9 @@ class _Hand:
         """Move the set point one step towards the wish at bounded speed and acceleration. False: at rest."""
         offset = wish.point - self.reference
         distance = float(np.linalg.norm(offset))
-        if distance < 1e-6 and not self._velocity.any() and wish.point is self.home:
+        turn = wish.tilt - self.tilt
+        self.tilt += float(np.clip(turn, -_TILT_RAD_S * STEP_S, _TILT_RAD_S * STEP_S))
+        if distance < 1e-6 and not self._velocity.any() and not turn and wish.point is self.home:
             self.wobble = np.zeros(3)  # an arm with nothing to do is still
             return False
         self.wobble = wobble

@@ -18,7 +18,7 @@ from lwd_fleet.data.episode import EpisodeWriter, mint_episode_id
 from lwd_fleet.data.messages import create, serialise, to_stamp
 from lwd_fleet.robot.arbiter import Arbiter, ArbiterTiming, Author, Chunk, ExecutedStep
 from lwd_fleet.sim.experts import Expert
-from lwd_fleet.sim.tasks import Shift
+from lwd_fleet.sim.shift import Shift
 from lwd_fleet.sim.world import World
 from lwd_policy.chunk_policy import ChunkPolicy, PolicyChunk
 from lwd_policy.embodiment import Embodiment
@@ -110,7 +110,9 @@ class HeadlessRobot:
             self._first_observed_ns = self._now_ns
         return self._buffer.context(self._now_ns, self._first_observed_ns)
 
-    def follow(self, chunk: PolicyChunk, observations: Sequence[Observation], version: int, digest: str) -> None:
+    def follow(
+        self, chunk: PolicyChunk, observations: Sequence[Observation], version: int, digest: str
+    ) -> None:
         """Offer a chunk of the policy to the arbiter, and record it with what it was decided on."""
         self._chunks += 1
         names = self._embodiment.joint_names

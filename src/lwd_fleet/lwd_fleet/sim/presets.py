@@ -7,14 +7,18 @@ from pathlib import Path
 
 from lwd_fleet.share import share_directory
 from lwd_fleet.sim.robot import JOINT_NAMES
-from lwd_fleet.sim.scene import CAMERAS, ITEMS, KEYPOINT_NAMES
+from lwd_fleet.sim.scene import CAMERAS
+from lwd_fleet.sim.tasks import SUITES
+from lwd_fleet.sim.world import ABSENT
 from lwd_policy.observation import COMMAND, INSTRUCTION, JOINT_POSITIONS, KEYPOINTS, ObservationSpec, Stream
 from lwd_policy.trunk import TrunkConfig
 
 _LATCHED = 0.0  # any age will do
 
 
-def observation_spec(kind: str, image_size: int = 96, history: int = 2) -> ObservationSpec:
+def observation_spec(
+    kind: str, image_size: int = 96, history: int = 2, suite: str = "demo"
+) -> ObservationSpec:
     """kind: "images" (three cameras) or "keypoints" (the quick mode: a stand-in for an object detector)."""
     joints = len(JOINT_NAMES)
     streams = [
@@ -23,7 +27,9 @@ def observation_spec(kind: str, image_size: int = 96, history: int = 2) -> Obser
         Stream(INSTRUCTION, "task", "text", (), max_age_s=_LATCHED),
     ]
     if kind == "keypoints":
-        streams.append(Stream(KEYPOINTS, "keypoints", "points", (len(KEYPOINT_NAMES), 3), max_age_s=0.3))
+        streams.append(
+            Stream(KEYPOINTS, "keypoints", "points", (len(SUITES[suite].keypoints), 3), max_age_s=0.3)
+        )
     elif kind == "images":
         shape = (image_size, image_size, 3)
         streams += [
@@ -35,15 +41,16 @@ def observation_spec(kind: str, image_size: int = 96, history: int = 2) -> Obser
     return ObservationSpec(tuple(streams), history)
 
 
-def trunk_config(kind: str) -> TrunkConfig:
+def trunk_config(kind: str, suite: str = "demo") -> TrunkConfig:
     """Trunk for `observation_spec(kind)`: every keypoint is a slot; an instruction names an item and a place."""
-    slots = len(KEYPOINT_NAMES)
+    slots = SUITES[suite].keypoints
     return TrunkConfig(
         kind=kind,
-        slots=slots,
-        items=tuple(range(len(ITEMS))),
-        places=tuple(range(len(ITEMS), slots - 1)),  # the lid, the last slot, is no place to put things
+        slots=len(slots),
+        items=tuple(slots.index(name) for name in SUITES[suite].items),
+        places=tuple(slots.index(name) for name in SUITES[suite].places),
         cameras=tuple(f"camera_{name}" for name in CAMERAS) if kind == "images" else (),
+        absent=ABSENT,
     )
 
 
@@ -51,5 +58,7 @@ def trunk_directory() -> Path:
     """The pretrained trunk that is shipped; `experiments/pretrain_trunk.py` made it. Raises FileNotFoundError."""
     share = share_directory("lwd_fleet")
     if share is None:
-        raise FileNotFoundError("lwd_fleet is not installed: build the workspace (`make build`), use scripts/run")
+        raise FileNotFoundError(
+            "lwd_fleet is not installed: build the workspace (`make build`), use scripts/run"
+        )
     return share / "config" / "trunks" / "sim_dual_arm"

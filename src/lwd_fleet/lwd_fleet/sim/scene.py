@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated world as MJCF: the robot of `robot.py` on a table, three items, and each task's furniture.
+"""The simulated world as MJCF: the robot of `robot.py` on a table, and the parts of a task.
 
 Frame: base_link = world; x right, y away from the robot, z up; the table top is z = 0. Primitives only, no
-assets. The arms collide with nothing: objects touch each other, the table and the furniture, and are carried
-by welds (`grasp.py`), which makes a grasp a decision of geometry and not of contact solver settings.
+assets. The arms collide with nothing: things touch each other, the table and the fixtures, and are carried by
+welds (`grasp.py`), which makes a grasp a decision of geometry and not of contact solver settings.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import mujoco
 
 from lwd_fleet.sim import robot
+from lwd_fleet.sim.parts import COLOURS, Fixture, Panel, Parts, Thing, Vessel
 from lwd_fleet.sim.robot import SEGMENTS, Segment, Shape, text
 
 TIMESTEP_S = 0.004
@@ -21,62 +21,8 @@ SUBSTEPS = 5
 TICK_S = TIMESTEP_S * SUBSTEPS
 
 CAMERAS = ("top", "wrist_left", "wrist_right")
-ITEMS = ("red_cube", "green_cylinder", "blue_bar")
-KEYPOINT_NAMES = (*ITEMS, "left_tray", "right_tray", "box", "lid")
 TABLE_MATERIALS = ("table_plain", "table_checker", "table_gradient", "table_stripes")
 
-TRAY_INNER = (0.065, 0.075)  # half extents, m
-TRAY_WALL_HEIGHT = 0.022
-BOX_INNER = 0.052  # half extent, m
-BOX_HEIGHT = 0.056
-WALL = 0.004
-LID_HALF = 0.060
-LID_THICKNESS = 0.006
-KNOB_HEIGHT = 0.034
-
-
-@dataclass(frozen=True)
-class Thing:
-    """An object that an arm can carry."""
-
-    name: str
-    shapes: tuple[Shape, ...]
-    mass: float  # kg
-    rest_height: float  # of its centre over what it stands on
-    grasp_offset: float  # of its grasp point over its centre
-    grip: float  # gripper position at which the fingers touch it
-
-
-ITEM_THINGS = (
-    Thing("red_cube", (Shape("box", (0.021, 0.021, 0.021), colour="red"),), 0.06, 0.021, 0.0, 0.020),
-    Thing("green_cylinder", (Shape("cylinder", (0.021, 0.023), colour="green"),), 0.06, 0.023, 0.0, 0.020),
-    Thing("blue_bar", (Shape("box", (0.016, 0.034, 0.018), colour="blue"),), 0.06, 0.018, 0.0, 0.015),
-)
-LID = Thing(
-    "lid",
-    (
-        Shape("box", (LID_HALF, LID_HALF, LID_THICKNESS / 2), colour="lid"),
-        Shape("cylinder", (0.010, KNOB_HEIGHT / 2), (0, 0, (LID_THICKNESS + KNOB_HEIGHT) / 2), colour="knob"),
-    ),
-    0.10,
-    LID_THICKNESS / 2,
-    (LID_THICKNESS + KNOB_HEIGHT) / 2,
-    0.009,
-)
-THINGS = {thing.name: thing for thing in (*ITEM_THINGS, LID)}
-FURNITURE = {"place": ("left_tray", "right_tray"), "stow": ("box",)}
-CARRIED = {"place": ITEMS, "stow": (*ITEMS, "lid")}
-
-_COLOURS = {
-    "red": (0.85, 0.12, 0.10, 1.0),
-    "green": (0.10, 0.65, 0.20, 1.0),
-    "blue": (0.12, 0.25, 0.85, 1.0),
-    "lid": (0.93, 0.80, 0.20, 1.0),
-    "knob": (0.25, 0.12, 0.30, 1.0),
-    "left_tray": (0.22, 0.24, 0.30, 1.0),
-    "right_tray": (0.22, 0.24, 0.30, 1.0),
-    "box": (0.45, 0.28, 0.14, 1.0),
-}
 _WRIST_CAMERA = ((0.085, 0.0, 0.03), (0.018, 0.0, -0.12))  # in the hand: where it is, what it looks at
 _TOP_CAMERA = ((0.0, 0.10, 1.15), (0.0, 0.03, 0.0))
 _TOP_FOV_DEG, _WRIST_FOV_DEG = 38.0, 72.0
@@ -90,30 +36,33 @@ _GAINS = (
 )  # N m / rad: 2-6 cm of lag would show at the speeds in use
 
 
-def build_model(task: str, item_scale: float = 1.0) -> mujoco.MjModel:
-    """Compile the scene of a task ("place" or "stow").
-
-    Each robot needs a model of its own: welds and shifts are written into it.
-    """
-    return mujoco.MjModel.from_xml_string(mjcf(task, item_scale))
+def build_model(parts: Parts, name: str, item_scale: float = 1.0) -> mujoco.MjModel:
+    """Compile a scene. Each robot needs a model of its own: grasps, levels and shifts are written into it."""
+    return mujoco.MjModel.from_xml_string(mjcf(parts, name, item_scale))
 
 
-def mjcf(task: str, item_scale: float = 1.0) -> str:
-    """The scene of a task as MJCF text, its items larger or smaller by a factor."""
-    if task not in FURNITURE:
-        raise ValueError(f"no scene for task {task!r}; there are {', '.join(FURNITURE)}")
+def mjcf(parts: Parts, name: str, item_scale: float = 1.0) -> str:
+    """A scene as MJCF text, its scalable things larger or smaller by a factor."""
     bodies = "\n".join(_arm(arm) for arm in robot.ARMS)
-    furniture = "\n".join(_container(name) for name in FURNITURE[task])
-    things = "\n".join(_thing(THINGS[name], item_scale if name in ITEMS else 1.0) for name in CARRIED[task])
-    welds = "\n".join(
-        f'<weld name="{weld_name(arm, name)}" body1="{arm}_hand" body2="{name}" '
-        'active="false" solref="0.008 1"/>'
-        for arm in robot.ARMS
-        for name in CARRIED[task]
+    fixtures = "\n".join(_fixture(fixture) for fixture in parts.fixtures)
+    things = "\n".join(_thing(thing, item_scale if thing.scalable else 1.0) for thing in parts.things)
+    constraints = "\n".join(
+        [
+            f'<weld name="{constraint_name(arm, thing.name)}" body1="{arm}_hand" body2="{thing.name}" '
+            'active="false" solref="0.008 1"/>'
+            for arm in robot.ARMS
+            for thing in parts.things
+        ]
+        + [
+            f'<connect name="{constraint_name(arm, panel.name)}" body1="{arm}_hand" body2="{panel.name}" '
+            'anchor="0 0 0" active="false" solref="0.008 1"/>'
+            for arm in robot.ARMS
+            for panel in parts.panels
+        ]
     )
     actuators = "\n".join(_actuators(arm) for arm in robot.ARMS)
     square = 'type="2d" width="128" height="128"'
-    return f"""<mujoco model="{robot.NAME}_{task}">
+    return f"""<mujoco model="{robot.NAME}_{name}">
 <compiler angle="radian" eulerseq="XYZ" autolimits="true"/>
 <option timestep="{TIMESTEP_S}" integrator="implicitfast" iterations="30" ls_iterations="20"/>
 <visual>
@@ -122,12 +71,12 @@ def mjcf(task: str, item_scale: float = 1.0) -> str:
   <quality shadowsize="0" offsamples="4"/>
 </visual>
 <default>
-  <geom condim="4" friction="0.8 0.02 0.001" solref="0.008 1" density="0"/>
+  <geom contype="1" conaffinity="3" condim="4" friction="0.8 0.02 0.001" solref="0.008 1" density="0"/>
   <default class="robot">
     <geom contype="0" conaffinity="0"/>
     <joint armature="0.05" damping="2"/>
   </default>
-  <default class="furniture"><geom density="1000"/></default>
+  <default class="fixture"><geom contype="2" conaffinity="1" density="1000"/></default>
 </default>
 <asset>
   <texture name="checker" builtin="checker" {square} rgb1="1 1 1" rgb2="0.6 0.6 0.6"/>
@@ -143,14 +92,14 @@ def mjcf(task: str, item_scale: float = 1.0) -> str:
     castshadow="false" diffuse="0.6 0.6 0.6" specular="0 0 0"/>
   <geom name="floor" type="plane" pos="0 0 -0.75" size="4 4 0.1" rgba="0.30 0.30 0.32 1"/>
   <geom name="table" type="box" pos="0 -0.02 -0.02" size="0.65 0.50 0.02"
-    material="table_plain" density="1000"/>
+    contype="2" conaffinity="1" material="table_plain" density="1000"/>
   <camera name="top" {_look(*_TOP_CAMERA, right=(1, 0, 0))} fovy="{_TOP_FOV_DEG}"/>
 {bodies}
-{furniture}
+{fixtures}
 {things}
 </worldbody>
 <equality>
-{welds}
+{constraints}
 </equality>
 <actuator>
 {actuators}
@@ -159,9 +108,14 @@ def mjcf(task: str, item_scale: float = 1.0) -> str:
 """
 
 
-def weld_name(arm: str, thing: str) -> str:
-    """Name of the equality constraint with which an arm carries a thing."""
-    return f"{arm}_holds_{thing}"
+def constraint_name(arm: str, part: str) -> str:
+    """Name of the equality constraint with which an arm holds a thing or panel."""
+    return f"{arm}_holds_{part}"
+
+
+def liquid_name(vessel: str) -> str:
+    """Name of the geom, and of the keypoint, that shows the level in a vessel."""
+    return f"{vessel}_liquid"
 
 
 def _look(position: tuple[float, ...], target: tuple[float, ...], right: tuple[float, ...]) -> str:
@@ -245,28 +199,47 @@ def _thing(thing: Thing, scale: float) -> str:
         dataclasses.replace(shape, size=tuple(scale * value for value in shape.size))
         for shape in thing.shapes
     ]
-    geoms = "".join(
-        _geom(shape, _COLOURS[shape.colour], f'name="{thing.name}_{index}"')
-        for index, shape in enumerate(shapes)
-    )
     half = max(shapes[0].size)
     inertia = f"{thing.mass * half * half:.6g}"
     return (
         f'<body name="{thing.name}"><freejoint name="{thing.name}"/>'
         f'<inertial pos="0 0 0" mass="{thing.mass}" diaginertia="{inertia} {inertia} {inertia}"/>'
-        f"{geoms}</body>"
+        f"{_geoms(thing.name, tuple(shapes))}{_liquid(thing.name, thing.vessel)}</body>"
     )
 
 
-def _container(name: str) -> str:
-    """An open container standing on the table: floor and four walls. Static; its place is set at reset."""
-    x, y, height = (BOX_INNER, BOX_INNER, BOX_HEIGHT) if name == "box" else (*TRAY_INNER, TRAY_WALL_HEIGHT)
-    half = WALL / 2
-    shapes = [Shape("box", (x, y, half), (0, 0, half))]
-    for sign in (-1, 1):
-        shapes.append(Shape("box", (half, y + WALL, height / 2), (sign * (x + half), 0, height / 2)))
-        shapes.append(Shape("box", (x, half, height / 2), (0, sign * (y + half), height / 2)))
-    geoms = "".join(
-        _geom(shape, _COLOURS[name], f'name="{name}_{index}"') for index, shape in enumerate(shapes)
+def _fixture(fixture: Fixture) -> str:
+    """Static; its place is set at reset."""
+    panels = "".join(_panel(panel) for panel in fixture.panels)
+    return (
+        f'<body name="{fixture.name}" childclass="fixture">{_geoms(fixture.name, fixture.shapes)}'
+        f"{_liquid(fixture.name, fixture.vessel)}{panels}</body>"
     )
-    return f'<body name="{name}" childclass="furniture">{geoms}</body>'
+
+
+def _panel(panel: Panel) -> str:
+    low, high = sorted((panel.closed, panel.open))
+    inertia = f"{panel.mass * 0.004:.6g}"
+    return (
+        f'<body name="{panel.name}" pos="{text(panel.origin)}" gravcomp="1">'
+        f'<joint name="{panel.name}" type="{panel.joint}" axis="{text(panel.axis)}" '
+        f'range="{text((low, high))}" ref="0" springref="{panel.closed:.12g}" stiffness="{panel.spring:.12g}" '
+        f'frictionloss="{panel.friction:.12g}" damping="0.02" armature="0.002"/>'
+        f'<inertial pos="0 0 0" mass="{panel.mass}" diaginertia="{inertia} {inertia} {inertia}"/>'
+        f"{_geoms(panel.name, panel.shapes)}</body>"
+    )
+
+
+def _geoms(name: str, shapes: tuple[Shape, ...]) -> str:
+    return "".join(
+        _geom(shape, COLOURS[shape.colour], f'name="{name}_{index}"') for index, shape in enumerate(shapes)
+    )
+
+
+def _liquid(name: str, vessel: Vessel | None) -> str:
+    """A disc that touches nothing; `liquid.py` moves it with the level."""
+    if vessel is None:
+        return ""
+    disc = Shape("cylinder", (0.9 * vessel.radius, 0.001), (0, 0, vessel.floor), colour=vessel.colour)
+    extra = f'name="{liquid_name(name)}" contype="0" conaffinity="0" density="0"'
+    return _geom(disc, COLOURS[disc.colour], extra)

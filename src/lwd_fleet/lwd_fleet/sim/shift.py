@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim import robot
-from lwd_fleet.sim.scene import CAMERAS, CARRIED, FURNITURE, TABLE_MATERIALS
+from lwd_fleet.sim.parts import Parts
+from lwd_fleet.sim.scene import CAMERAS, TABLE_MATERIALS
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class SceneVariation:
     (The size of items is compiled into the model: its collision trees cannot be scaled afterwards.)
     """
 
-    def __init__(self, model: mujoco.MjModel, task: str) -> None:
+    def __init__(self, model: mujoco.MjModel, parts: Parts) -> None:
         self._model = model
         self._fields = (
             "body_pos", "cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_dir",
@@ -125,7 +126,7 @@ class SceneVariation:
         )  # fmt: skip
         self._nominal = {name: getattr(model, name).copy() for name in self._fields}
         self._mounts = [model.body(f"{arm}_mount").id for arm in robot.ARMS]
-        self._coloured = self._geoms([*CARRIED[task], *FURNITURE[task]])
+        self._coloured = self._geoms(parts.bodies)
         self._table = model.geom("table").id
         self._materials = [model.material(name).id for name in TABLE_MATERIALS]
         self._top = model.camera("top").id
@@ -168,7 +169,7 @@ class SceneVariation:
             grey, tint = rng.uniform(0.2, 0.95), rng.uniform(-0.12, 0.12, 3)
             model.mat_rgba[self._materials, :3] = np.clip(grey + tint, 0, 1)
 
-    def _geoms(self, bodies: list[str]) -> NDArray[np.intp]:
+    def _geoms(self, bodies: tuple[str, ...]) -> NDArray[np.intp]:
         ids = [self._model.body(name).id for name in bodies]
         return np.flatnonzero(np.isin(self._model.geom_bodyid, ids))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 import mujoco
 import numpy as np
@@ -11,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.grasp import Grasps
+from lwd_fleet.sim.liquid import Liquids, lean
 from lwd_fleet.sim.rendering import shared_renderer
-from lwd_fleet.sim.scene import CAMERAS, CARRIED, FURNITURE, KEYPOINT_NAMES, SUBSTEPS, TICK_S, build_model
+from lwd_fleet.sim.scene import CAMERAS, SUBSTEPS, TICK_S, build_model, liquid_name
 from lwd_fleet.sim.shift import Randomisation, SceneVariation, Shift
-from lwd_fleet.sim.tasks import TASKS, Goal, Progress
+from lwd_fleet.sim.tasks import TASKS, Goal, Progress, suite_of
 
 Array = NDArray[np.float64]
 
@@ -36,9 +38,9 @@ class World:
         split: str = "train",
     ) -> None:
         """Call `reset` before anything else. split: which wordings are used, "train" or "heldout"."""
-        if task not in TASKS:
-            raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")
+        self.keypoint_names = suite_of(task).keypoints
         self.task = TASKS[task]
+        parts = self.task.parts
         self.shift = shift
         self.image_size = image_size
         self.embodiment = robot.embodiment()
@@ -46,10 +48,11 @@ class World:
         self.instruction = ""
         self._randomisation = randomisation
         self._split = split
-        self._model = build_model(task, shift.object_scale)
+        self._model = build_model(parts, task, shift.object_scale)
         self._data = mujoco.MjData(self._model)
-        self._variation = SceneVariation(self._model, task)
-        self._grasps = Grasps(self._model, self._data, task)
+        self._variation = SceneVariation(self._model, parts)
+        self._grasps = Grasps(self._model, self._data, parts)
+        self._liquids = Liquids(self._model, self._data, parts)
         self._progress: Progress = self.task.progress(self.goal)
         self._ticks = 0
         self._delayed: deque[Array] = deque()
@@ -61,8 +64,9 @@ class World:
         self._mimic_qpos = [int(self._model.joint(f"{arm}_gripper_mimic").qposadr[0]) for arm in robot.ARMS]
         self._mimic_control = [self._model.actuator(f"{arm}_gripper_mimic").id for arm in robot.ARMS]
         self._grippers = self.embodiment.gripper_columns
-        self._bodies = {name: self._model.body(name).id for name in (*CARRIED[task], *FURNITURE[task])}
-        self._free = {name: self._model.joint(name) for name in CARRIED[task]}
+        self._bodies = {name: self._model.body(name).id for name in parts.bodies}
+        self._free = {thing.name: self._model.joint(thing.name) for thing in parts.things}
+        self._panels = {panel.name: panel for panel in parts.panels}
 
     # Episode -----------------------------------------------------------------------------------------
 
@@ -71,9 +75,9 @@ class World:
         if goal is not None and goal not in self.task.goals:
             raise ValueError(f"{goal} is not a goal of {self.task.name}")
         rng = np.random.default_rng([seed, _LAYOUT])
-        layout = self.task.layout(rng, self.shift.placement_range_scale, self.shift.object_scale)
         drawn = self.task.goals[rng.integers(len(self.task.goals))]
         self.goal = drawn if goal is None else goal
+        layout = self.task.layout(rng, self.goal, self.shift.placement_range_scale, self.shift.object_scale)
         wordings = self.task.instructions(self._split, self.goal)
         self.instruction = wordings[rng.integers(len(wordings))]
 
@@ -84,11 +88,16 @@ class World:
                 self._randomisation, np.random.default_rng([seed, _RANDOMISATION])
             )
         mujoco.mj_resetData(self._model, self._data)
-        for name, (x, y) in layout.furniture.items():
+        for name, (x, y) in layout.fixtures.items():
             self._model.body_pos[self._bodies[name], :2] = x, y
         for name, (x, y, z, yaw) in layout.things.items():
             address = int(self._free[name].qposadr[0])
             self._data.qpos[address : address + 7] = x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)
+        for name, panel in self._panels.items():
+            opening = (layout.panels or {}).get(name, 0.0)
+            address = int(self._model.joint(name).qposadr[0])
+            self._data.qpos[address] = panel.closed + opening * (panel.open - panel.closed)
+        self._liquids.reset()
         self._set_arms(self._starting_joints(seed))
         mujoco.mj_forward(self._model, self._data)
         self._grasps.reset()
@@ -112,6 +121,9 @@ class World:
             self._model, self._data
         )  # a step ends with the poses before its last integration
         self._ticks += 1
+        self._liquids.step(TICK_S)
+        if self.task.mechanism is not None:
+            self.task.mechanism(self)
         self._progress.update(self)
 
     @property
@@ -129,7 +141,7 @@ class World:
         return self._progress.done
 
     def sub_step_scores(self) -> tuple[float, ...]:
-        """One number per entry of `task.sub_steps`, 1 where it was reached."""
+        """One number per entry of `task.sub_steps`: 1 reached, 0.5 with a flaw, 0 not."""
         return self._progress.scores
 
     # What the robot senses ---------------------------------------------------------------------------
@@ -158,27 +170,34 @@ class World:
         return float(np.deg2rad(self._model.camera(camera).fovy[0]))
 
     def keypoints(self, noise: bool = True) -> NDArray[np.float32]:
-        """Points of KEYPOINT_NAMES, [7, 3] m in base_link, as of a detector: with 5 mm of noise per axis.
+        """Points of `keypoint_names`, [N, 3] m in base_link, as of a detector: with 5 mm of noise per axis.
 
         What the scene does not have is at ABSENT. Each noisy call draws anew from the episode's
         own random stream.
         """
-        points = np.tile(np.array(ABSENT), (len(KEYPOINT_NAMES), 1))
+        points = np.tile(np.array(ABSENT), (len(self.keypoint_names), 1))
         error = (
             self._keypoint_rng.normal(size=points.shape) * _KEYPOINT_SIGMA_M
             if noise
             else np.zeros_like(points)
         )
-        for index, name in enumerate(KEYPOINT_NAMES):
-            if name in self._bodies:
-                points[index] = self.grasp_point(name) if name in self._free else self.position(name)
-                points[index] += error[index]
+        for index, name in enumerate(self.keypoint_names):
+            if name in self.task.keypoints:
+                points[index] = self._keypoint(name) + error[index]
         return points.astype(np.float32)
+
+    def _keypoint(self, name: str) -> Array:
+        for vessel in self.task.parts.vessels:
+            if name == liquid_name(vessel):
+                return self._liquids.surface(vessel)
+        return self.grasp_point(name) if name in self._free else self.position(name)
 
     # The truth, for judges, experts and auxiliary targets ----------------------------------------------
 
     def position(self, name: str) -> Array:
-        """True centre of an object (of the foot of a piece of furniture), [3] m."""
+        """True centre of a thing, foot of a fixture, handle of a panel: [3] m."""
+        if name in self._panels:
+            return self.grasp_point(name)
         return np.array(self._data.xpos[self._bodies[name]])
 
     def speed(self, name: str) -> float:
@@ -186,17 +205,58 @@ class World:
         address = int(self._free[name].dofadr[0])
         return float(np.linalg.norm(self._data.qvel[address : address + 3]))
 
-    def grasp_point(self, name: str) -> Array:
-        """Where to take a thing, [3] m."""
-        return self._grasps.grasp_point(name)
+    def grasp_point(self, name: str, number: int = 0) -> Array:
+        """Where to take a thing or panel, [3] m; number 1 is the place for the other arm, where there is one."""
+        return self._grasps.grasp_points(name)[number]
 
     def held(self, arm: str) -> str | None:
-        """What the arm carries."""
+        """What the arm holds."""
         return self._grasps.held(arm)
 
     def holder(self, name: str) -> str | None:
-        """Which arm carries the thing."""
+        """Which arm holds the thing or panel."""
         return self._grasps.holder(name)
+
+    def opening(self, panel: str) -> float:
+        """How far a panel is open, 0 to 1."""
+        part, value = self._panels[panel], float(self._data.qpos[self._model.joint(panel).qposadr[0]])
+        return (value - part.closed) / (part.open - part.closed)
+
+    def panel_handle(self, panel: str, opening: float) -> Array:
+        """Where a panel's handle would be at an opening, [3] m."""
+        part, body = self._panels[panel], self._bodies[panel]
+        value, axis = part.closed + opening * (part.open - part.closed), np.array(part.axis)
+        handle = np.array(part.handle)
+        if part.joint == "slide":
+            handle = handle + value * axis
+        else:
+            turn = np.zeros(4)
+            mujoco.mju_axisAngle2Quat(turn, axis / np.linalg.norm(axis), value)
+            handle, unturned = np.zeros(3), handle
+            mujoco.mju_rotVecQuat(handle, unturned, turn)
+        foot: Array = self._data.xpos[self._model.body_parentid[body]]
+        return foot + part.origin + handle
+
+    def lean(self, name: str) -> float:
+        """Angle between a thing's axis and the vertical, rad."""
+        return lean(self._data, self._bodies[name])
+
+    def content(self, vessel: str) -> Mapping[str, float]:
+        """Portions of each ingredient in a vessel."""
+        return self._liquids.content(vessel)
+
+    def mouth(self, vessel: str) -> Array:
+        """Centre of a vessel's opening, [3] m."""
+        return self._liquids.mouth(vessel)
+
+    @property
+    def spilled(self) -> float:
+        """Portions of liquid that ended outside of any vessel."""
+        return self._liquids.spilled
+
+    def add(self, vessel: str, ingredient: str, portions: float) -> None:
+        """Put liquid into a vessel (take it out, if negative); what does not fit is spilled."""
+        self._liquids.add(vessel, ingredient, portions)
 
     def tool(self, arm: str) -> Array:
         """True tool centre point, [3] m; differs from forward kinematics by the calibration error."""
@@ -204,7 +264,9 @@ class World:
 
     def state(self) -> Array:
         """Everything that moves, for comparing episodes bit by bit."""
-        return np.concatenate([self._data.qpos, self._data.qvel, self._data.ctrl, self._data.eq_active])
+        levels = [sum(self.content(vessel).values()) for vessel in self.task.parts.vessels]
+        data = self._data
+        return np.concatenate([data.qpos, data.qvel, data.ctrl, data.eq_active, levels])
 
     def _starting_joints(self, seed: int) -> Array:
         joints = self.embodiment.home.copy()

@@ -41,4 +41,6 @@ def from_bags(
 ) -> list[ImportResult]:
     """Import the bags at or below `sources`. Raises NOTHING_IMPORTED."""
     bags = [bag for source in sources for bag in find_bags(source)]
-    return import_bags(bags, load_mapping(mapping), out, Quarantine(quarantine or quarantine_of(out)), progress)
+    return import_bags(
+        bags, load_mapping(mapping), out, Quarantine(quarantine or quarantine_of(out)), progress
+    )

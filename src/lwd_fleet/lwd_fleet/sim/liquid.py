@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Liquid as amounts in vessels: it flows out of a vessel that leans, into the one below its lip, or is spilled.
+
+There are no particles. The level is shown by a disc in the vessel, so that cameras see it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from lwd_fleet.sim.parts import Parts, Vessel
+from lwd_fleet.sim.scene import liquid_name
+
+Array = NDArray[np.float64]
+
+POUR_LEAN_RAD = 0.8  # from which on it flows
+FULL_FLOW_LEAN_RAD = 1.15
+FLOW_PER_S = 0.8  # portions, at full lean
+UPRIGHT_RAD = 0.35  # a vessel that leans less can be poured into
+_FALL_M = 0.15  # from higher above the mouth, the stream misses
+_BELOW_M = 0.01  # that the lip may dip into the mouth
+_COVER_XY_M, _COVER_Z_M = 0.02, 0.03
+
+
+class Liquids:
+    """What is in the vessels of one world."""
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, parts: Parts) -> None:
+        self._model, self._data = model, data
+        self._vessels = parts.vessels
+        self._covers = [model.body(thing.name).id for thing in parts.things if thing.covers]
+        self._bodies = {name: model.body(name).id for name in self._vessels}
+        self._surfaces = {name: model.geom(liquid_name(name)).id for name in self._vessels}
+        self._contents: dict[str, defaultdict[str, float]] = {}
+        self.spilled = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Every vessel holds what it holds at the beginning of an episode."""
+        self.spilled = 0.0
+        for name, vessel in self._vessels.items():
+            self._contents[name] = defaultdict(float)
+            if vessel.holds:
+                self._contents[name][vessel.holds] = vessel.capacity
+            self._show(name)
+
+    def content(self, name: str) -> Mapping[str, float]:
+        """Portions of each ingredient in a vessel."""
+        return self._contents[name]
+
+    def add(self, name: str, ingredient: str, portions: float) -> None:
+        """Put an ingredient in (take it out, if negative). What does not fit is spilled."""
+        content = self._contents[name]
+        room = self._vessels[name].capacity - sum(content.values())
+        content[ingredient] = max(0.0, content[ingredient] + min(portions, room))
+        self.spilled += max(0.0, portions - room)
+        self._show(name)
+
+    def surface(self, name: str) -> Array:
+        """Centre of the liquid's surface, of the floor where there is none: [3] m in base_link."""
+        return np.array(self._in_base(name, (0.0, 0.0, self._surface_height(name))))
+
+    def mouth(self, name: str) -> Array:
+        """Centre of a vessel's opening, [3] m in base_link."""
+        return self._in_base(name, (0.0, 0.0, self._vessels[name].mouth))
+
+    def lean(self, name: str) -> float:
+        """Angle between the vessel's axis and the vertical, rad."""
+        return lean(self._data, self._bodies[name])
+
+    def step(self, seconds: float) -> None:
+        """Let everything flow for a time. Call after the physics."""
+        for name, vessel in self._vessels.items():
+            angle = self.lean(name)
+            if angle <= POUR_LEAN_RAD or not any(self._contents[name].values()) or self._covered(name):
+                continue
+            share = min(1.0, (angle - POUR_LEAN_RAD) / (FULL_FLOW_LEAN_RAD - POUR_LEAN_RAD))
+            self._pour(name, self._below(name, self._lip(name, vessel)), FLOW_PER_S * share * seconds)
+
+    def _pour(self, source: str, receiver: str | None, portions: float) -> None:
+        content = self._contents[source]
+        total = sum(content.values())
+        share = min(1.0, portions / total)
+        for ingredient, amount in list(content.items()):
+            content[ingredient] = amount * (1.0 - share) if share < 1.0 else 0.0
+            if receiver is None:
+                self.spilled += amount * share
+            else:
+                self.add(receiver, ingredient, amount * share)
+        self._show(source)
+
+    def _lip(self, name: str, vessel: Vessel) -> Array:
+        """Where liquid leaves a leaning vessel: on the lowest side of its mouth."""
+        down = self._data.xmat[self._bodies[name]].reshape(3, 3)[2]  # the vertical in the body's frame
+        sideways = -down[:2] / max(float(np.hypot(down[0], down[1])), 1e-9)
+        return self._in_base(name, (vessel.lip * sideways[0], vessel.lip * sideways[1], vessel.mouth))
+
+    def _below(self, source: str, lip: Array) -> str | None:
+        """The vessel into which a stream from `lip` falls."""
+        for name, vessel in self._vessels.items():
+            if name == source or self.lean(name) > UPRIGHT_RAD or self._covered(name):
+                continue
+            offset = lip - self.mouth(name)
+            if np.hypot(offset[0], offset[1]) < vessel.radius and -_BELOW_M < offset[2] < _FALL_M:
+                return name
+        return None
+
+    def _covered(self, name: str) -> bool:
+        mouth = self.mouth(name)
+        for body in self._covers:
+            offset = self._data.xpos[body] - mouth
+            if np.hypot(offset[0], offset[1]) < _COVER_XY_M and abs(offset[2]) < _COVER_Z_M:
+                return True
+        return False
+
+    def _surface_height(self, name: str) -> float:
+        vessel = self._vessels[name]
+        share = min(1.0, sum(self._contents[name].values()) / vessel.capacity)
+        return vessel.floor + share * (vessel.mouth - vessel.floor) * 0.9
+
+    def _show(self, name: str) -> None:
+        geom = self._surfaces[name]
+        self._model.geom_pos[geom, 2] = self._surface_height(name)
+        self._model.geom_rgba[geom, 3] = 1.0 if sum(self._contents[name].values()) > 1e-6 else 0.0
+
+    def _in_base(self, name: str, point: tuple[float, float, float]) -> Array:
+        body = self._bodies[name]
+        position: Array = self._data.xpos[body] + self._data.xmat[body].reshape(3, 3) @ point
+        return position
+
+
+def lean(data: mujoco.MjData, body: int) -> float:
+    """Angle between a body's z axis and the vertical, rad."""
+    return float(np.arccos(np.clip(data.xmat[body, 8], -1.0, 1.0)))
