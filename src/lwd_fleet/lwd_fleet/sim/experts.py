@@ -72,7 +72,7 @@ class Expert:
     ) -> None:
         """scripts: what to do, one per arm; by default the task."""
         self.world = world
-        self._rng, self._noise = rng, noise
+        self.rng, self._noise = rng, noise
         self._sees_the_tool = sees_the_tool
         self._body = world.embodiment
         joints = world.joint_positions
@@ -282,18 +282,18 @@ class Expert:
 
     def scatter(self, sigma: float) -> Array:
         """Horizontal error, [3] m: at most two sigma along x and y."""
-        x, y = self._rng.normal(size=2).clip(-2, 2) * sigma * self._noise
+        x, y = self.rng.normal(size=2).clip(-2, 2) * sigma * self._noise
         return np.array([x, y, 0.0])
 
     def _stray(self) -> Array:
         """Now and then the first try is aimed so badly that it misses: demonstrations must show recovery."""
-        misses = self._rng.random() < 0.08 * self._noise
-        angle, distance = self._rng.uniform(0, 2 * np.pi), self._rng.uniform(0.03, 0.045)
+        misses = self.rng.random() < 0.08 * self._noise
+        angle, distance = self.rng.uniform(0, 2 * np.pi), self.rng.uniform(0.03, 0.045)
         return np.array([np.cos(angle), np.sin(angle), 0.0]) * distance * misses
 
     def _unsteadiness(self, hand: _Hand, wish: Wish) -> Array:
         """Ornstein-Uhlenbeck process, 3.5 mm and 0.5 s; fades when the wish is to be steady."""
-        kick = self._rng.normal(size=3) * 0.002 * self._noise
+        kick = self.rng.normal(size=3) * 0.002 * self._noise
         decay = 0.5 if wish.steady else 0.82
         return hand.wobble * decay + kick * (0.2 if wish.steady else 1.0)
 

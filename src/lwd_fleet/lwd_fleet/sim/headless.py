@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from lwd_fleet.data.episode import EpisodeWriter, mint_episode_id
 from lwd_fleet.data.messages import create, serialise, to_stamp
 from lwd_fleet.robot.arbiter import Arbiter, ArbiterTiming, Author, Chunk, ExecutedStep
+from lwd_fleet.sim import play
 from lwd_fleet.sim.experts import Expert
+from lwd_fleet.sim.operator import Operator, OperatorLimits
 from lwd_fleet.sim.shift import Shift
 from lwd_fleet.sim.world import World
 from lwd_policy.chunk_policy import ChunkPolicy, PolicyChunk
@@ -48,6 +50,7 @@ class EpisodeResult:
     success: bool
     sub_step_scores: tuple[float, ...]
     steps: int
+    human_steps: int  # of them, by a simulated operator
     duration_s: float  # simulated
     path: Path | None
 
@@ -81,6 +84,8 @@ class HeadlessRobot:
         )
         self._now_ns = _EPOCH_NS
         self._chunks = 0
+        self._human_steps = 0
+        self._decided_at: int | None = None  # step of the policy's last decision; None: it has to decide
         self._first_observed_ns: int | None = None
         self._arbiter = Arbiter(embodiment, timing, auto_arm=True)
         self._emit("task", "std_msgs/msg/String", data=world.instruction)
@@ -98,6 +103,10 @@ class HeadlessRobot:
         """Whether the task is done or its time is over."""
         return self.world.done() or self.world.time_s >= self.world.time_limit_s - 1e-9
 
+    def needs_decision(self, execute_steps: int) -> bool:
+        """Whether the policy's chunk has been executed, or somebody else drove since."""
+        return self._decided_at is None or self.step - self._decided_at >= execute_steps
+
     def sense(self) -> None:
         """Take and record what every sensor says now."""
         if self.step:
@@ -114,6 +123,7 @@ class HeadlessRobot:
         self, chunk: PolicyChunk, observations: Sequence[Observation], version: int, digest: str
     ) -> None:
         """Offer a chunk of the policy to the arbiter, and record it with what it was decided on."""
+        self._decided_at = self.step
         self._chunks += 1
         names = self._embodiment.joint_names
         self._offer(chunk.positions, Author.POLICY, version, digest)
@@ -147,6 +157,13 @@ class HeadlessRobot:
         self._chunks += 1
         self._offer(target[None], Author.EXPERT, -1, "")
 
+    def correct(self, target: NDArray[np.float64]) -> None:
+        """Let an operator command the next policy step; the policy decides anew after it. target: [n] rad or m."""
+        self._decided_at = None
+        self._human_steps += 1
+        self._chunks += 1
+        self._offer(target[None], Author.HUMAN, -1, "")
+
     def advance(self) -> None:
         """One policy step of the arbiter and the world."""
         executed = None
@@ -173,6 +190,7 @@ class HeadlessRobot:
             success=success,
             sub_step_scores=tuple(self.world.sub_step_scores()),
             steps=self.step,
+            human_steps=self._human_steps,
             duration_s=self.world.time_s,
             path=path,
         )
@@ -299,15 +317,22 @@ def run_policy(
     digest: str,
     requests: Iterable[EpisodeRequest],
     robots: int = 8,
+    assistance: OperatorLimits | None = None,
 ) -> Iterator[EpisodeResult]:
     """Run the requests with the policy on `robots` robots in lockstep; results come as episodes end.
 
-    An episode's outcome depends on its request only, not on its neighbours in the batch.
+    Without assistance, an episode's outcome depends on its request only, not on its neighbours in the batch. With it,
+    every `assistance.robots` robots have an operator who takes over from the policy where it does not get on.
     """
     execute = policy.action_spec.execute_steps
     pending = iter(requests)
     slots: list[HeadlessRobot | None] = [None] * robots
     worlds: list[dict[str, World]] = [{} for _ in range(robots)]
+    operators = (
+        []
+        if assistance is None
+        else [(first, Operator(assistance, first)) for first in range(0, robots, assistance.robots)]
+    )
     while True:
         for slot, robot in enumerate(slots):
             if robot is None and (request := next(pending, None)) is not None:
@@ -316,16 +341,25 @@ def run_policy(
                 )
                 slots[slot] = _robot(setup, world, request)
                 policy.begin_episode(slot, request.seed)
-        working = [(slot, robot) for slot, robot in enumerate(slots) if robot is not None]
+        working = {slot: robot for slot, robot in enumerate(slots) if robot is not None}
         if not working:
             return
-        due = [(slot, robot) for slot, robot in working if robot.step % execute == 0]
+        helped = set()
+        for first, operator in operators:
+            index = operator.attend(slots[first : first + operator.limits.robots])
+            if index is not None:
+                helped.add(first + index)
+                robot = working[first + index]
+                robot.sense()
+                robot.correct(operator.command(robot))
+        due = [
+            slot for slot, robot in working.items() if slot not in helped and robot.needs_decision(execute)
+        ]
         if due:
-            contexts = [robot.observe() for _, robot in due]
-            chunks = policy.chunk(contexts, [slot for slot, _ in due])
-            for (_, robot), chunk, context in zip(due, chunks, contexts, strict=True):
-                robot.follow(chunk, context, version, digest)
-        for slot, robot in working:
+            contexts = [working[slot].observe() for slot in due]
+            for slot, chunk, context in zip(due, policy.chunk(contexts, due), contexts, strict=True):
+                working[slot].follow(chunk, context, version, digest)
+        for slot, robot in working.items():
             robot.advance()
             if robot.finished:
                 slots[slot] = None
@@ -333,14 +367,21 @@ def run_policy(
 
 
 def run_expert(
-    setup: HeadlessSetup, requests: Iterable[EpisodeRequest], noise: float = 1.0, observe_every: int = 5
+    setup: HeadlessSetup,
+    requests: Iterable[EpisodeRequest],
+    noise: float = 1.0,
+    observe_every: int = 5,
+    plays: bool = False,
 ) -> Iterator[EpisodeResult]:
-    """Run the requests with the scripted expert, observing every `observe_every` policy steps."""
+    """Run the requests with the scripted expert, observing every `observe_every` policy steps. plays: it does not do
+    the task, but explores what goes wrong (`play.py`)."""
     worlds: dict[str, World] = {}
     for request in requests:
         world = worlds.setdefault(request.task, World(request.task, setup.shift, setup.image_size))
         robot = _robot(setup, world, request)
-        expert = Expert(world, np.random.default_rng(request.seed), noise)
+        expert = Expert(
+            world, np.random.default_rng(request.seed), noise, scripts=play.scripts if plays else None
+        )
         while not robot.finished:
             if robot.step % observe_every == 0:
                 robot.sense()

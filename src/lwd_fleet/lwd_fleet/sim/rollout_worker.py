@@ -26,6 +26,7 @@ from lwd_fleet.data.store import LocalStore
 from lwd_fleet.data.uploader import Uploader
 from lwd_fleet.robot.arbiter import ArbiterTiming
 from lwd_fleet.sim.headless import EpisodeRequest, EpisodeResult, HeadlessSetup, run_expert, run_policy
+from lwd_fleet.sim.operator import OperatorLimits
 from lwd_fleet.sim.shift import Shift
 from lwd_policy import checkpoint
 from lwd_policy.chunk_policy import ChunkPolicy
@@ -51,6 +52,8 @@ class RolloutRequest:
     observation_spec: dict[str, Any] = field(default_factory=dict)  # of the expert's recordings
     observe_every: int = 5  # policy steps between the expert's observations
     expert_noise: float = 1.0
+    plays: bool = False  # the expert explores failures instead of doing the task
+    operators: bool = False  # simulated operators help the policy, one for every four robots
     spool: str = ""  # empty: nothing is recorded
     store: str = ""
     catalog: str = ""
@@ -66,11 +69,17 @@ def work(request: RolloutRequest, stopped: Iterable[bool]) -> Iterator[EpisodeRe
         policy, card = checkpoint.load(Path(request.policy))
         setup = _setup(request, embodiment, card.observation_spec)
         yield from run_policy(
-            setup, ChunkPolicy(policy), request.policy_version, card.digest, episodes, request.robots
+            setup,
+            ChunkPolicy(policy),
+            request.policy_version,
+            card.digest,
+            episodes,
+            request.robots,
+            _assistance(request),
         )
     else:
         setup = _setup(request, embodiment, ObservationSpec.from_json(json.dumps(request.observation_spec)))
-        yield from run_expert(setup, episodes, request.expert_noise, request.observe_every)
+        yield from run_expert(setup, episodes, request.expert_noise, request.observe_every, request.plays)
 
 
 def _follow(
@@ -90,8 +99,20 @@ def _follow(
                 policy, card = checkpoint.load(Path(row.uri.removeprefix("file://")), row.digest)
                 setup, active = _setup(request, embodiment, card.observation_spec), row.version
             again = [EpisodeRequest(one.task, one.seed + wave * len(episodes)) for one in episodes]
-            yield from run_policy(setup, ChunkPolicy(policy), row.version, row.digest, again, request.robots)
+            yield from run_policy(
+                setup,
+                ChunkPolicy(policy),
+                row.version,
+                row.digest,
+                again,
+                request.robots,
+                _assistance(request),
+            )
             wave += 1
+
+
+def _assistance(request: RolloutRequest) -> OperatorLimits | None:
+    return OperatorLimits() if request.operators else None
 
 
 def _setup(request: RolloutRequest, embodiment: Embodiment, spec: ObservationSpec) -> HeadlessSetup:
