@@ -30,7 +30,7 @@ from lwd_learner.divl import DivlConfig
 from lwd_learner.extraction import Extraction, ExtractionConfig, make_extraction
 from lwd_learner.extraction.cloning import Cloning
 from lwd_learner.extraction.head import Head
-from lwd_learner.extraction.headed import HeadConfig, Headed, acting_noise_steps, with_head
+from lwd_learner.extraction.headed import HeadConfig, acting_noise_steps, make_head
 from lwd_learner.flow_actor import FlowActor, fast_products
 from lwd_learner.state_networks import StateFlow
 from lwd_learner.training_state import load_state, save_state, saved_states
@@ -241,11 +241,10 @@ class Bout:
         if entry.head is None:
             return Competitor(entry, flow, None, None)
         # The flow must not see from its noise whether there are heads on it.
-        beside = copy.copy(flow.actor)
-        beside.noise = torch.Generator().manual_seed(self.seed + 2)
-        headed = with_head(entry.head, flow.extraction, beside, self.values)
-        assert isinstance(headed, Headed)  # there is a head to have
-        return Competitor(entry, flow, headed.head, beside.noise)
+        beside = flow.actor.beside(self.seed + 2)
+        return Competitor(
+            entry, flow, make_head(entry.head, flow.extraction, beside, self.values), beside.noise
+        )
 
     def _judge(self, batch: Batch) -> Metrics:
         with self.clocks["values"].running(), fast_products():

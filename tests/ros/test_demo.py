@@ -13,7 +13,8 @@ from rich.console import Console
 
 from lwd_learner.demo import Demo
 from lwd_learner.demo_plan import DemoPlan
-from lwd_learner.learner import CriticCheck, Learner
+from lwd_learner.gate import CriticCheck
+from lwd_learner.learner import Learner
 
 
 @pytest.mark.timeout(600)

@@ -80,6 +80,7 @@ _CURVES = (
     "tau",
     "path_kl",
     "auc",
+    "action_auc",
     "over_estimate",
 )
 _FILM_FRAMES = 8

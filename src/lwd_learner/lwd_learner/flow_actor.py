@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,13 @@ class FlowActor:
         """Make the present policy the reference, and forget how it was reached."""
         self.reference = self.copy_expert()
         self.descent.restart()
+
+    def beside(self, seed: int) -> FlowActor:
+        """The same expert and the present reference with another stream of noise: what trains with it leaves no trace in
+        this one's."""
+        other = copy.copy(self)
+        other.noise = torch.Generator(self.device).manual_seed(seed)
+        return other
 
     def copy_expert(self) -> nn.Module:
         """The present policy, frozen."""

@@ -30,7 +30,7 @@ from lwd_fleet.data.summary import OUTCOMES
 from lwd_learner.batch import Batch
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.extraction.headed import deployed
-from lwd_learner.gate import AUC_MIN, outcome_auc
+from lwd_learner.gate import CriticCheck, examine
 from lwd_learner.image_encoder import Sight
 from lwd_learner.ingest_journal import Arrival, IngestJournal
 from lwd_learner.loss_mix import LossMix, LossMixConfig, loss_sums
@@ -45,7 +45,6 @@ from lwd_learner.shared_replay import SharedReplay
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_log import LOOK_EVERY, TrainingLog
 from lwd_learner.transitions import (
-    OUTCOME_SUCCESS,
     EpisodeTrace,
     EpisodeUnusable,
     episode_rows,
@@ -57,7 +56,6 @@ from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
-_ROWS_WITH_IMAGES = 64  # that are judged at a time
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
 
 
@@ -87,19 +85,6 @@ class Ingested:
     episodes: int = 0
     transitions: int = 0
     refused: list[str] = field(default_factory=list)
-
-
-@dataclass
-class CriticCheck:
-    """What held-out episodes say of the critic. nan: nothing to judge by."""
-
-    auc: float = float("nan")
-    over_estimate: float = float("nan")  # median of Q minus the discounted outcome
-
-    @property
-    def knows_something(self) -> bool:
-        """Whether the policy may follow it (4.4b)."""
-        return self.auc >= AUC_MIN
 
 
 class Learner:
@@ -335,7 +320,7 @@ class Learner:
             self._mix.add(names, self.ranks.total(sums.to(self.trainer.device)))
         if self.trainer.steps % LOOK_EVERY == 0:
             self.log.look(self.trainer, batch)
-        return metrics | {"auc": self.check.auc, "over_estimate": self.check.over_estimate}
+        return metrics | asdict(self.check)
 
     def _draw(
         self, selection: Selection, n_step: Mapping[str, int] | None = None, images: bool = False
@@ -370,31 +355,13 @@ class Learner:
             raise NonFiniteLoss(f"{error}; its batch is kept in {path}") from error
 
     def _check_critic(self) -> CriticCheck:
-        """Judge the critic by episodes it was not trained on. All ranks judge all of them: their verdicts may differ in
-        the last digits, where they compute differently, and the mean decides."""
-        spans = self.held_out.spans
-        if not spans:
-            return CriticCheck()
-        rows = np.concatenate([np.arange(first, first + count) for _, first, count in spans])
-        place = np.concatenate([np.arange(count) for _, _, count in spans])
-        left = np.concatenate([np.arange(count)[::-1] for _, _, count in spans])
-        batch = self.held_out.batch(rows, self.trainer.config.gamma)
-        q = self._judge(rows, batch)
-        success = (batch.outcome == OUTCOME_SUCCESS).numpy()
-        executed = batch.mask.sum(dim=1).float().mean().item()
-        outcome = success * self.trainer.config.gamma ** (executed * left)
-        stratum = batch.task.numpy() * 1000 + place
-        self.log.judge(self.trainer.steps, q, outcome)
-        verdict = {"auc": outcome_auc(q, success, stratum), "over_estimate": float(np.median(q - outcome))}
-        return CriticCheck(**self.ranks.means(verdict))
-
-    def _judge(self, rows: NDArray[np.int64], batch: Batch) -> NDArray[np.float32]:
-        """[N] Q of held-out rows and the batch of them; with their images a few at a time, as these are large."""
-        if not self._cameras:
-            return self.trainer.judge(batch).numpy()
-        gamma, pieces = self.trainer.config.gamma, -(-len(rows) // _ROWS_WITH_IMAGES)
-        few = (self.held_out.batch(some, gamma, images=True) for some in np.array_split(rows, pieces))
-        return np.concatenate([self.trainer.judge(one).numpy() for one in few])
+        """All ranks judge all held-out episodes: their verdicts may differ in the last digits, where they compute
+        differently, and the mean decides."""
+        found = examine(self.trainer, self.held_out, images=bool(self._cameras))
+        if len(found.q):
+            self.log.judge(self.trainer.steps, found.q, found.outcome)
+            return CriticCheck(**self.ranks.means(asdict(found.check)))
+        return found.check
 
     # Going on after an end ---------------------------------------------------------------------------
 

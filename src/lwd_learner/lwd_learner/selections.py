@@ -11,8 +11,14 @@ _SUCCEEDED = frozenset({OUTCOME_SUCCESS})
 # What a person or a scripted expert did, where it succeeded.
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=_SUCCEEDED)
 
-# What the policy did in deployment, where it succeeded. Tasks without any keep their demonstrations.
-DEPLOYED = Selection(authors=frozenset({AUTHOR_POLICY}), outcomes=_SUCCEEDED, otherwise=DEMONSTRATIONS)
+# What was done in deployment, where it succeeded: by the policy, and by people who took over from it. Tasks without any
+# keep their demonstrations.
+DEPLOYED = Selection(
+    authors=frozenset({AUTHOR_POLICY, AUTHOR_HUMAN}),
+    outcomes=_SUCCEEDED,
+    beside=AUTHOR_POLICY,
+    otherwise=DEMONSTRATIONS,
+)
 
 # Demonstrations, and what people did when they took over from a policy: whether the episode was saved by it or not, it
 # shows what should have been done there.

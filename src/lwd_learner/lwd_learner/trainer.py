@@ -160,7 +160,7 @@ class Trainer:
     def learn(self, batch: Batch, update_policy: bool = True, raise_tau: bool = True) -> dict[str, float]:
         """The LEARNER step: value, then target with the updated value, critic, EMA, policy. algorithm.md 3.
 
-        update_policy: False while the critic cannot tell successes apart (`gate.outcome_auc`, 4.4b). raise_tau:
+        update_policy: False while the critic knows too little to be followed (`gate.CriticCheck`, 4.4b). raise_tau:
         False holds tau_base where it is while Q over-estimates (4.1b); otherwise each step with online rows
         raises it along its ramp. Raises NonFiniteLoss, ReferenceMissing.
         """
@@ -209,6 +209,21 @@ class Trainer:
         batch = batch.to(self.device)
         state = self.values.slow_state(batch)
         return self.values.q(state, batch.action, batch.mask).mean(dim=0).cpu()
+
+    @torch.no_grad()
+    def advantage(self, batch: Batch, draws: int = 4) -> Tensor:
+        """[B] Q of the replayed chunks minus the mean Q of `draws` chunks of the reference in the same states, on the CPU:
+        what the critic makes of an action, apart from what it makes of its state. Does not disturb training, and is the
+        same on all ranks that are given the same rows. Raises ReferenceMissing."""
+        batch = batch.to(self.device)
+        state = self.values.slow_state(batch)
+        generator = torch.Generator(self.device).manual_seed(0)  # the same alternatives each time
+        usual = torch.zeros(len(batch), device=self.device)
+        for _ in range(draws):
+            noise = torch.randn(batch.action.shape, generator=generator, device=self.device)
+            chunk = self.actor.sample(self.actor.frozen, batch.context, noise)
+            usual += self.values.q(state, chunk, batch.mask).mean(dim=0) / draws
+        return (self.values.q(state, batch.action, batch.mask).mean(dim=0) - usual).cpu()
 
     @torch.no_grad()
     def critic_losses(self, batch: Batch) -> Tensor:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small_run import SmallRun
 
-from lwd_learner.learner import CriticCheck, Learner
+from lwd_learner.gate import CriticCheck
+from lwd_learner.learner import Learner
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from small_run import SmallRun
 
 from lwd_learner import learner as learner_module
 from lwd_learner import training_state
-from lwd_learner.learner import CriticCheck, Ingested, Learner, LearnerConfig
+from lwd_learner.gate import CriticCheck
+from lwd_learner.learner import Ingested, Learner, LearnerConfig
 from lwd_learner.loss_mix import LossMixConfig
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.selections import DEMONSTRATIONS

@@ -14,7 +14,8 @@ from small_run import SmallRun, small_config
 from torch import Tensor, nn
 
 from lwd_learner.batch import Batch
-from lwd_learner.learner import CriticCheck, Learner, load_policy
+from lwd_learner.gate import CriticCheck
+from lwd_learner.learner import Learner, load_policy
 from lwd_learner.methods import DEFAULT, METHODS, UnknownMethod, named
 from lwd_learner.replay import Replay
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout, Source
@@ -140,7 +141,7 @@ def replay(tmp_path: Path) -> Iterator[Replay]:
     [
         ("bc", [0, 1, 9]),
         ("sft_continued", [0, 1, 9]),
-        ("filtered_bc", [4, 5, 8]),
+        ("filtered_bc", [4, 5, 8, 9]),
         ("hg_dagger", [0, 1, 9, 11]),
         ("recap", list(range(13))),
         ("iql_awr", list(range(13))),

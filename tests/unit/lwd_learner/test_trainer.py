@@ -3,7 +3,6 @@
 
 import json
 from dataclasses import replace
-from math import isnan
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from lwd_learner.critic import CriticConfig
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.divl import bootstrap, critic_target
 from lwd_learner.flow_actor import ReferenceMissing
-from lwd_learner.gate import outcome_auc
 from lwd_learner.qam import QamConfig
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import ResumeRefused, save_state, saved_states
@@ -333,12 +331,3 @@ def test_a_bandit_with_two_modes_learns_the_one_that_pays() -> None:
     assert 0.35 < cloned < 0.65
     assert success() > cloned + 0.2
     assert made.diagnose(demonstrate(128))["q_gain"] > 0.1
-
-
-def test_the_auc_counts_pairs_within_strata() -> None:
-    assert outcome_auc([0.1, 0.9], [False, True], [0, 0]) == 1.0
-    assert outcome_auc([0.9, 0.1], [False, True], [0, 0]) == 0.0
-    assert outcome_auc([0.5, 0.5], [False, True], [0, 0]) == 0.5
-    late_is_high = outcome_auc([0.1, 0.1, 0.9, 0.9], [False, True, False, True], [0, 0, 1, 1])
-    assert late_is_high == 0.5  # knowing the time is not knowing the outcome
-    assert isnan(outcome_auc([0.1, 0.9], [True, True], [0, 0]))

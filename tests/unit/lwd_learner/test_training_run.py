@@ -13,7 +13,8 @@ import torch
 from event_files import read_events
 from small_run import SmallRun, small_config
 
-from lwd_learner.learner import CriticCheck, Learner, feature_key, load_policy
+from lwd_learner.gate import CriticCheck
+from lwd_learner.learner import Learner, feature_key, load_policy
 from lwd_learner.loss_mix import LossMixConfig
 from lwd_learner.non_finite import save_evidence
 from lwd_learner.online import OnlineConfig, OnlineLearner
@@ -58,7 +59,9 @@ def test_online_learning_leaves_the_trunk_and_the_cached_features_as_they_were(r
 def test_tau_base_climbs_only_while_the_critic_does_not_over_estimate(
     run: SmallRun, monkeypatch: pytest.MonkeyPatch, over_estimate: float, climbs: bool
 ) -> None:
-    monkeypatch.setattr(Learner, "_check_critic", lambda learner: CriticCheck(1.0, over_estimate))
+    monkeypatch.setattr(
+        Learner, "_check_critic", lambda learner: CriticCheck(auc=1.0, over_estimate=over_estimate)
+    )
     learner = run.learner(held_out=0.0)
     learner.ingest("online")
     learner.trainer.freeze_reference()

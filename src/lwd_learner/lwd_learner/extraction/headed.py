@@ -33,15 +33,19 @@ def with_head(
     """The extraction with the head that `config` describes; itself for None. The head learns as the actor's expert does."""
     if config is None:
         return extraction
+    head = make_head(config, extraction, actor, values)
+    return Headed(extraction, head, config.acts_after, actor.chunk[0])
+
+
+def make_head(config: HeadConfig, extraction: Extraction, actor: FlowActor, values: ValueLearner) -> Head:
+    """The head alone. Its first weights are decided by the seed of the actor's noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(actor.noise.initial_seed())
-        head: Head
         match config:
             case EditConfig():
-                head = Edit(config, extraction.act, actor, values)
+                return Edit(config, extraction.act, actor, values)
             case OneStepConfig():
-                head = OneStep(config, extraction.act, actor, values)
-    return Headed(extraction, head, config.acts_after, actor.chunk[0])
+                return OneStep(config, extraction.act, actor, values)
 
 
 class Headed:
