@@ -32,6 +32,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import results_file
 import torch
 from published_update import (
     ACTION,
@@ -55,7 +56,6 @@ from lwd_learner.critic import CriticConfig
 from lwd_learner.state_networks import StateFlow
 from lwd_learner.trainer import Trainer, TrainerConfig
 
-ROOT = Path(__file__).parents[1]
 ROWS = 256
 CPU = torch.device("cpu")
 UPDATES = {"512x4_q10": 3, "256x3_q2": 12}  # of one measurement: about a second
@@ -234,23 +234,13 @@ def main() -> None:
     torch.set_num_threads(1)
     for kind, error in gradient_errors(SIZES[1], ROWS, CPU).items():
         metrics[f"gradient_error_{kind}"] = error
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = {
-        "metrics": metrics,
-        "intervals": intervals,
-        "command": "scripts/run python benchmarks/learner.py"
-        + (" --peer CHECKOUT --peer-python PYTHON" if peer else ""),
-        "commit": commit.stdout.strip(),
-        "seeds": [0],
-        "wall_s": time.monotonic() - began,
-        "machine": f"{len(available)} cores, {platform.machine()}, no GPU; load {os.getloadavg()[2]:.1f} at the end",
-    }
     print(json.dumps(metrics, indent=1))
     if not options.quick:
-        target = ROOT / "benchmarks" / "results" / "learner.json"
-        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        machine = (
+            f"{len(available)} cores, {platform.machine()}, no GPU; load {os.getloadavg()[2]:.1f} at the end"
+        )
+        peers = "--peer CHECKOUT --peer-python PYTHON" if peer else ""
+        results_file.write("learner", metrics, began, options=peers, intervals=intervals, machine=machine)
 
 
 if __name__ == "__main__":

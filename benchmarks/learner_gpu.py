@@ -10,13 +10,11 @@ as a CUDA graph.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import subprocess
 import sys
 import time
-from pathlib import Path
 
+import results_file
 import torch
 from published_update import (
     COMPILED,
@@ -30,7 +28,6 @@ from published_update import (
     seconds_per_update,
 )
 
-ROOT = Path(__file__).parents[1]
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 WARM_UP = 5  # updates; the first ones compile
 
@@ -67,20 +64,9 @@ def main() -> int:
                 print(f"{size.name} {name} batch {rows}: {seconds * 1e3:.2f} ms", flush=True)
     for kind, error in gradient_errors(SIZES[1], 256, device).items():
         metrics[f"gradient_error_{kind}"] = error
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = {
-        "metrics": metrics,
-        "intervals": {},
-        "command": "scripts/run python benchmarks/learner_gpu.py" + (" --graphs" if options.graphs else ""),
-        "commit": commit.stdout.strip(),
-        "seeds": [0],
-        "wall_s": time.monotonic() - began,
-        "machine": f"{torch.cuda.get_device_name()}, {platform.machine()}",
-    }
-    target = ROOT / "benchmarks" / "results" / "learner_gpu.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    machine = f"{torch.cuda.get_device_name()}, {platform.machine()}"
+    given = "--graphs" if options.graphs else ""
+    results_file.write("learner_gpu", metrics, began, options=given, machine=machine)
     return 0
 
 

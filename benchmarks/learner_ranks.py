@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import results_file
 import torch
 
 from lwd_learner.batch import Batch
@@ -27,7 +27,6 @@ from lwd_learner.distributed import joined
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_policy.flow_expert import FlowExpert
 
-ROOT = Path(__file__).parents[1]
 CONTEXT, HORIZON, ACTION = 274, 10, 14  # of the demonstration
 WARM_UP = 3
 
@@ -99,22 +98,9 @@ def main() -> None:
     }
     for strategy in ("ddp", "fsdp"):
         metrics[f"overhead_s_{strategy}"] = metrics[f"update_s_{strategy}"] - metrics["update_s_alone_128"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = {
-        "metrics": metrics,
-        "intervals": {},
-        "command": "scripts/run python benchmarks/learner_ranks.py",
-        "commit": commit.stdout.strip(),
-        "seeds": [0],
-        "wall_s": time.monotonic() - began,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-    }
     print(json.dumps(metrics, indent=1))
     if not quick:
-        target = ROOT / "benchmarks" / "results" / "learner_ranks.json"
-        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results_file.write("learner_ranks", metrics, began)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_file
 import torch
 from mcap.reader import make_reader
 from numpy.typing import NDArray
@@ -42,7 +40,6 @@ from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.trunk import build_trunk
 
-ROOT = Path(__file__).parents[1]
 LAYOUT = ReplayLayout(
     feature_dim=137, horizon=10, action_dim=14, history=2, feature_key="benchmark"
 )  # of the demonstration
@@ -233,22 +230,9 @@ def main() -> None:
         for kind in ("keypoints", "images"):
             metrics |= apart(ingest, folder, kind, 2 if quick else 10)
         metrics["ingest_episodes_per_s"] = metrics["ingest_images_episodes_per_s"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = {
-        "metrics": metrics,
-        "intervals": {},
-        "command": "scripts/run python benchmarks/replay.py",
-        "commit": commit.stdout.strip(),
-        "seeds": [0],
-        "wall_s": time.monotonic() - began,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-    }
     print(json.dumps(metrics, indent=1))
     if not quick:
-        target = ROOT / "benchmarks" / "results" / "replay.json"
-        target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results_file.write("replay", metrics, began)
 
 
 if __name__ == "__main__":

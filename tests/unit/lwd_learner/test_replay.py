@@ -456,6 +456,17 @@ def test_a_replay_of_another_format_is_refused(tmp_path: Path) -> None:
         ReplayReader(tmp_path / "replay")
 
 
+def test_a_layout_that_lacks_a_field_is_refused_in_words(
+    opened: Callable[..., Replay], tmp_path: Path
+) -> None:
+    opened(episode("a")).close()
+    with sqlite3.connect(tmp_path / "replay" / "ledger.sqlite3") as damaged:
+        damaged.execute("DELETE FROM layout WHERE key = 'horizon'")
+    damaged.close()
+    with pytest.raises(ReplayMismatch, match="does not say horizon; move it away"):
+        ReplayReader(tmp_path / "replay")
+
+
 def test_one_writer_at_a_time(opened: Callable[..., Replay]) -> None:
     opened(episode("a"))
     with pytest.raises(ReplayLocked):
