@@ -3,6 +3,7 @@
 
     scripts/run python experiments/pretrain_trunk.py generate --frames 40000 --out runs/trunk
     scripts/run python experiments/pretrain_trunk.py train --data runs/trunk --minutes 60
+    scripts/run python experiments/pretrain_trunk.py text --suite eight    # for keypoints: no images, a minute
 
 Labels come from the simulator (positions of all things, what the instruction refers to), as auxiliary targets of
 pretraining only: nothing of them enters an observation. The randomisation is generic and knows no deployment.
@@ -31,11 +32,11 @@ from lwd_fleet.sim.parts import Parts
 from lwd_fleet.sim.presets import trunk_config
 from lwd_fleet.sim.scene import build_model
 from lwd_fleet.sim.shift import Randomisation
-from lwd_fleet.sim.tasks import SUITES, Goal, Suite, Task
+from lwd_fleet.sim.tasks import SPLITS, SUITES, Goal, Suite, Task
 from lwd_fleet.sim.world import ABSENT, World
 from lwd_policy.observation import COMMAND, JOINT_POSITIONS, Observation
 from lwd_policy.text import encode_bytes
-from lwd_policy.trunk import ImageTrunk, Perception, body_state, build_trunk
+from lwd_policy.trunk import ImageTrunk, Perception, Trunk, body_state, build_trunk
 from lwd_policy.trunk_file import load_trunk, save_trunk
 
 IMAGE_SIZE = 96
@@ -44,6 +45,8 @@ NEAR_M = 0.20  # a tool camera is asked for the nearest item only if it is about
 POSITION_UNIT_M = 0.01  # the loss turns from square to linear here
 BLOB_SIGMA = 0.05  # in image coordinates, about two pixels: the camera is not quite where it should be
 RANDOMISATION = Randomisation(camera_position_m=0.012, camera_angle_rad=0.012, camera_fov_deg=1.0)
+
+TRUNKS = Path("config/trunks")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -84,9 +87,9 @@ def generate(
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Directory of the data set")],
-    out: Annotated[Path, typer.Option(help="Where the trunk is written")] = Path(
-        "config/trunks/sim_dual_arm"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the trunk is written; default: where the suite's is shipped")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Training time")] = 60.0,
     batch: Annotated[int, typer.Option(help="Samples per update")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -94,6 +97,7 @@ def train(
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")] = "demo",
 ) -> None:
     """Train the trunk; the last 5 % of the frames are held out."""
+    out = out or TRUNKS / f"sim_{suite}"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     frames = Frames.load(data, SUITES[suite])
@@ -133,6 +137,52 @@ def train(
     validation = _validate(trunk, frames, held_out, device)
     save_trunk(out, trunk, {"steps": step, "frames": len(frames.images), **validation})
     print(json.dumps({"step": step, **validation}))
+
+
+@app.command()
+def text(
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the trunk is written; default: where the suite's is shipped")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Updates of 64 instructions")] = 3000,
+) -> None:
+    """Train only the understanding of instructions: all that the trunk for keypoints has to learn."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    out = out or TRUNKS / f"sim_{suite}"
+    vocabulary = SUITES[suite]
+    trunk = build_trunk(trunk_config("keypoints", suite), robot.embodiment())
+    sentences = {
+        split: [(text, goal) for task, goal in _goals(vocabulary) for text in task.instructions(split, goal)]
+        for split in SPLITS
+    }
+    optimiser = torch.optim.AdamW(trunk.parameters(), lr=1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rng = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        chosen = [sentences["train"][i] for i in rng.integers(len(sentences["train"]), size=64)]
+        loss, _ = _read(trunk, vocabulary, chosen)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trunk.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 500 == 0:
+            with torch.no_grad():
+                understood = float(_read(trunk, vocabulary, sentences["heldout"])[1])
+            print(json.dumps({"step": step, "loss": loss.item(), "heldout_wordings_understood": understood}))
+    save_trunk(out, trunk, {"steps": steps, "heldout_wordings_understood": round(understood, 4)})
+
+
+def _read(trunk: Trunk, suite: Suite, sentences: list[tuple[str, Goal]]) -> tuple[Tensor, Tensor]:
+    """Loss, and share of sentences of which item and place were understood."""
+    embedding = trunk.text(encode_bytes([sentence for sentence, _ in sentences]))
+    item = torch.tensor([suite.items.index(goal.item) for _, goal in sentences])
+    place = torch.tensor([suite.places.index(goal.place) for _, goal in sentences])
+    items, places = trunk.item_query(embedding), trunk.place_query(embedding)
+    right = (items.argmax(-1) == item) & (places.argmax(-1) == place)
+    return F.cross_entropy(items, item) + F.cross_entropy(places, place), right.float().mean()
 
 
 @dataclass(frozen=True)

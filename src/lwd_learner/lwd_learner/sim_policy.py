@@ -24,17 +24,21 @@ class NothingToFit(Exception):
 
 
 def sim_policy(
-    observation: Literal["images", "keypoints"] | str, catalog: Catalog, store: BlobStore, stride: int
+    observation: Literal["images", "keypoints"] | str,
+    catalog: Catalog,
+    store: BlobStore,
+    stride: int,
+    suite: str = "demo",
 ) -> FlowPolicy:
     """Its actions are normalised by the episodes committed so far: those should be demonstrations.
 
     Raises NothingToFit, TrunkRefused, FileNotFoundError, ValueError for an unknown kind of observation.
     """
     body = robot.embodiment()
-    trunk = build_trunk(trunk_config(observation), body)
-    load_trunk(trunk_directory(), trunk)
+    trunk = build_trunk(trunk_config(observation, suite), body)
+    load_trunk(trunk_directory(suite), trunk)
     action = ActionSpec.unnormalised(body, "ee_relative", HORIZON, STEP_S, EXECUTE_STEPS)
-    policy = FlowPolicy(trunk, observation_spec(observation), action)
+    policy = FlowPolicy(trunk, observation_spec(observation, suite=suite), action)
     rows = catalog.episodes_since(0)
     if not rows:
         raise NothingToFit("no episode is committed; record or ingest demonstrations first")

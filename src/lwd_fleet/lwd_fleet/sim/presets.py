@@ -54,11 +54,11 @@ def trunk_config(kind: str, suite: str = "demo") -> TrunkConfig:
     )
 
 
-def trunk_directory() -> Path:
-    """The pretrained trunk that is shipped; `experiments/pretrain_trunk.py` made it. Raises FileNotFoundError."""
+def trunk_directory(suite: str = "demo") -> Path:
+    """The pretrained trunk that is shipped for a suite; `experiments/pretrain_trunk.py` made it. Raises FileNotFoundError."""
     share = share_directory("lwd_fleet")
     if share is None:
         raise FileNotFoundError(
             "lwd_fleet is not installed: build the workspace (`make build`), use scripts/run"
         )
-    return share / "config" / "trunks" / "sim_dual_arm"
+    return share / "config" / "trunks" / f"sim_{suite}"
