@@ -34,6 +34,8 @@ _POUR_TILT_RAD = 1.2
 _TILT_RAD_S = 1.2
 _POUR_HEIGHT_M = 0.035  # of the lip over the mouth
 _POUR_STEPS = 80
+_REACH_ACROSS_M = 0.19  # beyond the middle, with the tool pointing down
+_MIDDLE = np.array([0.0, -0.06, 0.035])  # free in every scene
 _LEAD_STEP = 0.25  # how far ahead on its way a panel is led, of its range
 _LEAD_STEPS = 80
 
@@ -102,23 +104,26 @@ class Expert:
         yield from self.put(arm, item, place, height)
         yield from self.rest(arm)
 
-    def put(self, arm: str, item: str, place: Array, height: float) -> Script:
-        """Pick the item, carry it over the place, lower it to `height`, let go. Again if lost on the way."""
+    def put(
+        self, arm: str, item: str, place: Array, height: float, carry_height: float = CARRY_HEIGHT_M
+    ) -> Script:
+        """Pick the item, carry it over the place, lower it to `height`, let go. Again if lost on the way.
+
+        carry_height: of its grasp point on the way, at least.
+        """
         while True:
-            yield from self.pick(arm, item)
-            yield from self.carry(
-                arm, item, np.array([place[0], place[1], max(CARRY_HEIGHT_M, height + 0.06)])
-            )
+            yield from self.pick(arm, item, carry_height)
+            yield from self.carry(arm, item, np.array([place[0], place[1], max(carry_height, height + 0.06)]))
             yield from self.carry(arm, item, np.array([place[0], place[1], height]), exact=True)
             if self.world.held(arm) == item:
                 break
         yield from self.let_go(arm)
 
-    def pick(self, arm: str, thing: str) -> Script:
+    def pick(self, arm: str, thing: str, carry_height: float = CARRY_HEIGHT_M) -> Script:
         """Until the arm holds the thing and has lifted it."""
         yield from self.grasp(arm, thing)
         here = self.world.tool(arm)
-        rise = np.array([here[0], here[1], max(here[2] + 0.06, CARRY_HEIGHT_M - 0.02)])
+        rise = np.array([here[0], here[1], max(here[2] + 0.06, carry_height - 0.02)])
         yield from self.carry(arm, thing, rise)
 
     def grasp(self, arm: str, part: str, number: int = 0) -> Script:
@@ -149,13 +154,16 @@ class Expert:
                     break
 
     def carry(self, arm: str, thing: str, point: Array, exact: bool = False) -> Script:
-        """Move the held thing so that its grasp point is at `point`; ends at once when it is lost."""
-        steps = 0
+        """Move the held thing so that its grasp point is at `point`, or gets no closer; ends at once when it is lost."""
+        steps, hand = 0, self._hands[arm]
+        hand.arrived_steps = 0
         while self.world.held(arm) == thing and steps < _CARRY_STEPS:
             offset = self.world.grasp_point(thing) - self.world.tool(arm)
             if not exact:
                 offset[:] = 0.0
             if self._distance(arm, point - offset) < (_AT_M if exact else 0.025):
+                return
+            if hand.arrived_steps > _PATIENCE_STEPS:  # something is in the way
                 return
             yield Wish(point - offset, CLOSED_M, steady=exact)
             steps += 1
@@ -167,6 +175,23 @@ class Expert:
             yield Wish(here, OPEN_M, steady=True)
         for _ in range(3):
             yield Wish(over(here, 0.08), OPEN_M)
+
+    def can_take(self, arm: str, thing: str) -> bool:
+        """Whether the arm holds the thing, or it lies free and is not too far on the other arm's side."""
+        side = 1.0 if arm == "right" else -1.0
+        near = bool(side * self.world.grasp_point(thing)[0] > -_REACH_ACROSS_M)
+        return self.world.holder(thing) == arm or (near and self.world.holder(thing) is None)
+
+    def help_out(self, arm: str, item: str) -> Script:
+        """At home; for ever. What the other arm is to take but cannot reach is put down in the middle for it."""
+        other = "right" if arm == "left" else "left"
+        while True:
+            yield from self.wait(arm, lambda: not self.can_take(other, item) and self.can_take(arm, item))
+            yield from self.bring_near(arm, item)
+
+    def bring_near(self, arm: str, item: str) -> Script:
+        """Put a thing down in the middle, where both arms reach it."""
+        yield from self.put(arm, item, _MIDDLE, _MIDDLE[2])
 
     def offer(self, arm: str, taker: str, thing: str, point: Array) -> Script:
         """Pick the thing, hold it at the point until the other arm has it, let go. Again if lost before."""
@@ -221,13 +246,17 @@ class Expert:
         yield from self._go(arm, lambda: tool(0.09), CLOSED_M, 0.025)
 
     def lead(self, arm: str, panel: str, opening: float) -> Script:
-        """Take the panel's handle, unless it is held, and move the panel to an opening (0 to 1); keeps the handle."""
-        world = self.world
+        """Take the panel's handle, unless it is held, and move the panel to an opening (0 to 1); keeps the handle.
+
+        Ends, too, when the panel gets no closer.
+        """
+        world, hand = self.world, self._hands[arm]
         for _ in range(_LEAD_STEPS):
             if world.held(arm) != panel:
                 yield from self.grasp(arm, panel)
             now = world.opening(panel)
-            if abs(now - opening) < 0.03:
+            if abs(now - opening) < 0.03 or hand.arrived_steps > _PATIENCE_STEPS:
+                hand.arrived_steps = 0
                 return
             ahead = now + float(np.clip(opening - now, -_LEAD_STEP, _LEAD_STEP))
             slack = world.position(panel) - world.tool(arm)

@@ -13,6 +13,9 @@ from functools import cached_property
 from lwd_fleet.sim.robot import Shape
 
 WALL = 0.004
+SHELF_BAY_M = 0.042  # half extent of a shelf's bay, inside its rim
+SHELF_HEIGHT_M = 0.045  # of the board over the table
+SHELF_RIM_M = 0.010
 
 COLOURS = {
     "red": (0.85, 0.12, 0.10, 1.0),
@@ -141,6 +144,31 @@ def open_box(name: str, half_x: float, half_y: float, height: float, colour: str
     return Fixture(name, tuple(shapes))
 
 
+def shelf(name: str) -> Fixture:
+    """A raised board with a low rim around one bay, and a back wall away from the robot."""
+    inside, rim, half = SHELF_BAY_M, SHELF_RIM_M / 2, WALL / 2
+    shapes = [
+        Shape(
+            "box",
+            (inside + WALL, inside + WALL, SHELF_HEIGHT_M / 2),
+            (0, 0, SHELF_HEIGHT_M / 2),
+            colour="wood",
+        ),
+        Shape(
+            "box",
+            (inside + WALL, half, 3 * rim),
+            (0, inside + half, SHELF_HEIGHT_M + 3 * rim),
+            colour="slate",
+        ),
+        Shape("box", (inside + WALL, half, rim), (0, -inside - half, SHELF_HEIGHT_M + rim), colour="slate"),
+    ]
+    shapes += [
+        Shape("box", (half, inside, rim), (sign * (inside + half), 0, SHELF_HEIGHT_M + rim), colour="slate")
+        for sign in (-1, 1)
+    ]
+    return Fixture(name, tuple(shapes))
+
+
 RED_CUBE = Thing(
     "red_cube", (Shape("box", (0.021, 0.021, 0.021), colour="red"),), 0.06, 0.021, 0.0, 0.020, scalable=True
 )
@@ -157,3 +185,4 @@ BLUE_BAR = Thing(
     "blue_bar", (Shape("box", (0.016, 0.034, 0.018), colour="blue"),), 0.06, 0.018, 0.0, 0.015, scalable=True
 )
 GROCERIES = (RED_CUBE, GREEN_CYLINDER, BLUE_BAR)
+SHELVES = (shelf("left_shelf"), shelf("right_shelf"))

@@ -6,7 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from lwd_fleet.sim.tasks.correct import CORRECT
+from lwd_fleet.sim.tasks.freezer import FREEZER
+from lwd_fleet.sim.tasks.open_cooler import OPEN_COOLER
 from lwd_fleet.sim.tasks.place import PLACE
+from lwd_fleet.sim.tasks.restock import RESTOCK
 from lwd_fleet.sim.tasks.stow import STOW
 from lwd_fleet.sim.tasks.task import SPLITS, Goal, Layout, Progress, Scene, SceneView, Task
 
@@ -49,7 +53,13 @@ class Suite:
         return tuple(dict.fromkeys(goal.place for task in self.tasks for goal in task.goals))
 
 
-SUITES = {suite.name: suite for suite in (Suite("demo", (PLACE, STOW)),)}
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite("demo", (PLACE, STOW)),
+        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER)),
+    )
+}
 TASKS = {task.name: task for suite in SUITES.values() for task in suite.tasks}
 
 

@@ -130,6 +130,16 @@ class Task:
         )
 
 
+def lies_in(scene: SceneView, item: str, place: str, half: tuple[float, float], below: float) -> bool:
+    """Whether nobody holds the item and it is at rest in a place.
+
+    half: of the place around its foot, m; below: height over the foot that its centre stays under, m.
+    """
+    offset = scene.position(item) - scene.position(place)
+    inside = bool((np.abs(offset[:2]) < half).all()) and bool(0.0 < offset[2] < below)
+    return inside and scene.holder(item) is None and scene.speed(item) < AT_REST_M_S
+
+
 def scatter(
     rng: np.random.Generator,
     things: Sequence[Thing],
