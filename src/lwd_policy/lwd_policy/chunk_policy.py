@@ -27,6 +27,10 @@ class PolicyChunk:
     value: float
 
 
+_PERSISTENCE = (
+    0.8  # correlation of an excursion with that of the chunk before: an error of one's own, not a tremor
+)
+
 _Key = tuple[int, tuple[tuple[str, int], ...]]  # time and stamps of an observation
 
 
@@ -34,14 +38,19 @@ _Key = tuple[int, tuple[tuple[str, int], ...]]  # time and stamps of an observat
 class _Slot:
     generator: torch.Generator
     features: dict[_Key, Tensor]  # of the newest observations: most are looked at again as another's past
+    excursion: Tensor | None = None  # [A] of the last chunk, in units of `exploration`
 
 
 class ChunkPolicy:
     """Keeps the source of noise and the newest features of each robot ("slot"). ROS-free: the policy node has one
     slot, the headless runner one per robot. Not thread-safe."""
 
-    def __init__(self, policy: FlowPolicy) -> None:
+    def __init__(self, policy: FlowPolicy, exploration: float = 0.0) -> None:
+        """exploration: how far chunks go astray on purpose, as a standard deviation in units of normalised actions. A
+        critic cannot rank actions that are all alike, as those of a good clone are; it is for robots that gather data, and
+        never for an evaluation."""
         self.policy = policy.eval()
+        self.exploration = exploration
         self._slots: dict[int, _Slot] = {}
 
     @property
@@ -73,16 +82,27 @@ class ChunkPolicy:
         features = torch.stack(chosen)  # [B, history, F]
         noise = torch.stack(noises).to(features.device)
         context = self.policy.context(features)
-        normalised = self.policy.act(context, noise).cpu().numpy()
+        normalised = self.policy.act(context, noise).cpu()
+        if self.exploration:
+            astray = torch.stack([self._excursion(self._slots[number]) for number in slots])
+            normalised = (normalised + self.exploration * astray.unsqueeze(1)).clamp(-1.0, 1.0)
         values = self.policy.estimate(context).cpu().numpy()
         reference = np.stack([reference_position(observations[-1]) for observations in contexts])
         positions = self.action_spec.decode(
-            self.action_spec.denormalise(normalised.astype(np.float64)), reference
+            self.action_spec.denormalise(normalised.numpy().astype(np.float64)), reference
         )
         return [
-            PolicyChunk(positions[i], normalised[i], features[i, -1].cpu().numpy(), float(values[i]))
+            PolicyChunk(positions[i], normalised[i].numpy(), features[i, -1].cpu().numpy(), float(values[i]))
             for i in range(len(contexts))
         ]
+
+    def _excursion(self, slot: _Slot) -> Tensor:
+        """[A] standard normal: the same for all steps of a chunk, whose range grows with its steps; drifts between chunks."""
+        fresh = torch.randn(self.action_spec.dim, generator=slot.generator)
+        if slot.excursion is not None:
+            fresh = _PERSISTENCE * slot.excursion + (1.0 - _PERSISTENCE**2) ** 0.5 * fresh
+        slot.excursion = fresh
+        return fresh
 
     def _see(self, contexts: Sequence[Sequence[Observation]], slots: Sequence[int]) -> None:
         """Compute the features that are not known yet, all in one batch."""

@@ -110,3 +110,38 @@ def test_the_value_of_a_policy_with_a_head_comes_with_its_chunk(make_policy: Any
 def test_an_episode_has_to_begin_first(make_policy: Any, observe: Any) -> None:
     with pytest.raises(KeyError):
         ChunkPolicy(make_policy()).chunk([past(observe, 0, 0)])
+
+
+def test_exploration_leads_chunks_astray_by_so_much_drifting_and_repeatably(
+    make_policy: Any, observe: Any
+) -> None:
+    policy = make_policy()
+
+    def astray(exploration: float, chunks: int = 200) -> np.ndarray:
+        """[chunks, H, A]: the difference to what the policy alone would do from the same noise; nan where the box ends."""
+        explores = ChunkPolicy(policy, exploration)
+        explores.begin_episode(0, seed=3)
+        found = []
+        for i in range(chunks):
+            state = explores._slots[0].generator.get_state()
+            alone = begun(policy, {0: 0})
+            alone._slots[0].generator.set_state(state)
+            context = [past(observe, i, i)]
+            usual = alone.chunk(context)[0].normalised
+            offset = explores.chunk(context)[0].normalised - usual
+            found.append(np.where(np.abs(usual) < 0.9, offset, np.nan))
+        return np.stack(found)
+
+    assert not np.nan_to_num(astray(0.0, chunks=5)).any()
+    offsets = astray(0.02)
+    first = np.nanmean(offsets, axis=1)  # [chunks, A]
+    assert np.nanmax(np.abs(offsets - first[:, None])) < 1e-5, "the same for all steps of a chunk"
+    assert 0.015 < np.nanstd(first) < 0.025
+    assert 0.6 < np.nanmean(first[1:] * first[:-1]) / np.nanmean(first**2) < 0.95
+    np.testing.assert_array_equal(astray(0.02, chunks=5), offsets[:5])
+
+
+def test_exploration_stays_in_the_box(make_policy: Any, observe: Any) -> None:
+    explores = ChunkPolicy(make_policy(), exploration=3.0)
+    explores.begin_episode(0, seed=3)
+    assert np.abs(explores.chunk([past(observe, 0, 0)])[0].normalised).max() == 1.0

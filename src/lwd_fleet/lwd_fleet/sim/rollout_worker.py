@@ -53,6 +53,7 @@ class RolloutRequest:
     observe_every: int = 5  # policy steps between the expert's observations
     expert_noise: float = 1.0
     plays: bool = False  # the expert explores failures instead of doing the task
+    exploration: float = 0.0  # of the policy, see `ChunkPolicy`
     operators: bool = False  # simulated operators help the policy, one for every four robots
     spool: str = ""  # empty: nothing is recorded
     store: str = ""
@@ -70,7 +71,7 @@ def work(request: RolloutRequest, stopped: Iterable[bool]) -> Iterator[EpisodeRe
         setup = _setup(request, embodiment, card.observation_spec)
         yield from run_policy(
             setup,
-            ChunkPolicy(policy),
+            ChunkPolicy(policy, request.exploration),
             request.policy_version,
             card.digest,
             episodes,
@@ -101,7 +102,7 @@ def _follow(
             again = [EpisodeRequest(one.task, one.seed + wave * len(episodes)) for one in episodes]
             yield from run_policy(
                 setup,
-                ChunkPolicy(policy),
+                ChunkPolicy(policy, request.exploration),
                 row.version,
                 row.digest,
                 again,
