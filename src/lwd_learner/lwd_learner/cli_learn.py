@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import tempfile
 from contextlib import closing
 from dataclasses import asdict
@@ -25,13 +26,14 @@ from lwd_fleet.sim.shift import Shift
 from lwd_fleet.sim.tasks import TASKS
 from lwd_fleet.supervisor import stop_requested
 from lwd_learner.cli_terminal import console, fail, progress_bar
+from lwd_learner.column import ColumnTooShort
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.distributed import LaunchRefused, joined, local_device
 from lwd_learner.evaluate import success_rate
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.methods import DEFAULT, METHODS, named
 from lwd_learner.ranks import RanksDiverged
-from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch
+from lwd_learner.replay import ReplayEmpty, ReplayLocked, ReplayMismatch, ReplayMissing
 from lwd_learner.shared_policy import share_policy
 from lwd_learner.sim_policy import NothingToFit, sim_policy
 from lwd_learner.trainer import TrainerConfig
@@ -52,6 +54,8 @@ _REFUSALS = (
     ReplayEmpty,
     ReplayLocked,
     ReplayMismatch,
+    ReplayMissing,
+    ColumnTooShort,
     ResumeRefused,
     NonFiniteLoss,
     LaunchRefused,
@@ -131,7 +135,7 @@ def train(
                     Learner(run / name, catalog, store, start, config, place, name=name, ranks=ranks)
                 ) as learner:
                     _train(learner, phase, steps)
-    except (*_REFUSALS, OSError, SQLAlchemyError) as error:
+    except (*_REFUSALS, OSError, SQLAlchemyError, sqlite3.Error) as error:
         fail(error)
 
 

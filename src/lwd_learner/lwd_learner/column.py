@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lwd_fleet.data.files import sync_directory
+from lwd_learner.ledger import REMEDY
+
 
 class ColumnTooShort(Exception):
-    """A column holds fewer rows than the ledger promises: bytes that were synced are gone."""
+    """A segment is gone or cut off, though the ledger counts on it: bytes that were synced are lost."""
 
 
 class Column:
@@ -32,18 +35,22 @@ class Column:
         self.segment_rows = max(1, segment_bytes // self._row_bytes)
         self._maps: dict[int, NDArray[np.uint8]] = {}  # [segment_rows, row_bytes], of the segments looked at
         self._dirty: dict[int, int] = {}  # segment -> descriptor, of what was written since the last sync
-        self._created = False  # a segment since then: its name is not durable yet
+        # Whether names of segments may not be durable yet. Also at first: who made them may have been killed before.
+        self._unsynced_names = True
 
     def require(self, first: int, rows: int) -> None:
         """Raises ColumnTooShort unless every segment with one of the rows `first` .. `rows - 1` is whole."""
         for number in range(first // self.segment_rows, -(-rows // self.segment_rows)):
-            file = self._file(number)
-            size = file.stat().st_size if file.exists() else 0
-            if size != self._segment_bytes:
-                raise ColumnTooShort(
-                    f"{file}: {size} of {self._segment_bytes} bytes on disk, though the ledger counts {rows} rows;"
-                    " move the replay away and ingest its episodes anew"
-                )
+            self._require_segment(number)
+
+    def _require_segment(self, number: int) -> None:
+        file = self._file(number)
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._segment_bytes:
+            raise ColumnTooShort(
+                f"{file.parent}: {file.name} has {size} of {self._segment_bytes} bytes, though the ledger counts on them;"
+                f" {REMEDY}"
+            )
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """[...] -> [..., *shape], a copy."""
@@ -95,11 +102,9 @@ class Column:
         for descriptor in self._dirty.values():
             os.fdatasync(descriptor)
         self.close()
-        if self._created:
-            handle = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-            os.fsync(handle)
-            os.close(handle)
-            self._created = False
+        if self._unsynced_names:
+            sync_directory(self._path.parent)
+            self._unsynced_names = False
 
     def close(self) -> None:
         """Forget what was written and not synced. What was read stays readable."""
@@ -116,6 +121,7 @@ class Column:
 
     def _segment(self, number: int) -> NDArray[np.uint8]:
         if number not in self._maps:
+            self._require_segment(number)  # it may have gone since the column was opened
             with open(self._file(number), "rb") as file:
                 mapped = mmap.mmap(file.fileno(), self._segment_bytes, prot=mmap.PROT_READ)
             mapped.madvise(
@@ -130,5 +136,5 @@ class Column:
             self._dirty[number] = descriptor
             if os.fstat(descriptor).st_size != self._segment_bytes:
                 os.ftruncate(descriptor, self._segment_bytes)
-                self._created = True
+                self._unsynced_names = True
         return self._dirty[number]

@@ -14,6 +14,8 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
+from lwd_fleet.data.files import sync_directory
+
 
 class Arrival(NamedTuple):
     """Episodes from these places of the ledgers on count from this step on."""
@@ -46,6 +48,8 @@ class IngestJournal:
             file.write(json.dumps(arrival).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if not self._arrivals:
+            sync_directory(self._path.parent)  # the file may be new
         self._arrivals.append(arrival)
 
     def after(self, step: int) -> Arrival | None:
@@ -55,5 +59,13 @@ class IngestJournal:
 
     def clear(self) -> None:
         """For a run that begins: it begins with all that is there."""
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            self._path.unlink()
+            sync_directory(self._path.parent)
         self._arrivals.clear()
+
+    def forget_unless_stored(self, replay: int, held_out: int) -> None:
+        """Forget all if it speaks of more episodes than these, or if there are none: those were moved away."""
+        newest = self._arrivals[-1] if self._arrivals else Arrival(0, 0, 0)
+        if newest.replay > replay or newest.held_out > held_out or replay + held_out == 0:
+            self.clear()

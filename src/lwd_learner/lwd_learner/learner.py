@@ -156,6 +156,8 @@ class Learner:
         self.log = TrainingLog(run_dir / "tensorboard")
         self._mix = LossMix(self.config.loss_mix) if self.config.loss_mix is not None else None
         self._journal = IngestJournal(run_dir / "ingests.jsonl") if ranks.first else None
+        if self._journal is not None:
+            self._journal.forget_unless_stored(self.replay.stored, self.held_out.stored)
         self._repeats = False  # whether the trainer's steps are those that the journal speaks of
         self._next_arrival = -1  # the step from which on more episodes count, while lost steps are repeated
         # Where the replay was moved away, as one of an older format has to be, everything is ahead again.
@@ -191,8 +193,6 @@ class Learner:
         rows = self.catalog.episodes_since(self.snapshot, limit)
         if rows and self._journal is not None:
             stored = self._shared.written.stored, self._shared_held_out.written.stored
-            if not any(stored):
-                self._journal.clear()  # it speaks of a replay that was moved away
             self._journal.note(Arrival(self.trainer.steps, *stored))
         for done, row in enumerate(rows):
             try:

@@ -14,17 +14,26 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.data.store import open_store
+from lwd_learner.column import ColumnTooShort
 from lwd_learner.descent import NonFiniteLoss
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.online import OnlineConfig, OnlineLearner
-from lwd_learner.replay import ReplayLocked, ReplayMismatch
+from lwd_learner.replay import ReplayLocked, ReplayMismatch, ReplayMissing
 from lwd_learner.training_run import starting_policy
 from lwd_learner.training_state import ResumeRefused
 from lwd_policy.checkpoint import CheckpointRefused
 from lwd_policy.flow_policy import FlowPolicy
 
 _PAUSE_S = 1.0  # while there is nothing to do, or the store or the catalog is away
-_FATAL = (NonFiniteLoss, ResumeRefused, ReplayLocked, ReplayMismatch, CheckpointRefused)
+_FATAL = (
+    NonFiniteLoss,
+    ResumeRefused,
+    ReplayLocked,
+    ReplayMismatch,
+    ReplayMissing,
+    ColumnTooShort,
+    CheckpointRefused,
+)
 
 
 @dataclass(frozen=True)

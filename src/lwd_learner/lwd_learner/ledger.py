@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Ledger:
     def create(cls, directory: Path, layout: ReplayLayout) -> Ledger:
         """Open for writing, with empty tables where there are none. Raises ReplayMismatch."""
         connection = sqlite3.connect(directory / _FILE, timeout=_BUSY_S, isolation_level=None)
-        try:
+        with _closed_on_error(connection, directory):
             found = _stored_layout(connection)
             if found is None:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -78,9 +78,6 @@ class Ledger:
             else:
                 _compare(found, _written(layout), directory)
             connection.execute("PRAGMA synchronous = FULL")  # a commit survives the loss of power
-        except BaseException:
-            connection.close()
-            raise
         return cls(connection, directory, layout)
 
     @classmethod
@@ -94,18 +91,15 @@ class Ledger:
             timeout=_BUSY_S,
             isolation_level=None,
         )
-        try:
+        with _closed_on_error(connection, directory):
             found = _stored_layout(connection)
             if found is None:
                 raise ReplayMissing(f"{directory}: a replay is being created there; nothing to read yet")
             _compare({"format": found.get("format", "")}, {"format": json.dumps(FORMAT)}, directory)
             names = [field.name for field in fields(ReplayLayout)]
             if lacking := [name for name in names if name not in found]:
-                raise ReplayMismatch(f"{directory}: its layout does not say {', '.join(lacking)}; {_REMEDY}")
+                raise ReplayMismatch(f"{directory}: its layout does not say {', '.join(lacking)}; {REMEDY}")
             layout = ReplayLayout.from_values({name: json.loads(found[name]) for name in names})
-        except BaseException:
-            connection.close()
-            raise
         return cls(connection, directory, layout)
 
     def close(self) -> None:
@@ -235,7 +229,10 @@ class Ledger:
         )
 
 
-_REMEDY = "move it away, and the episodes are ingested anew into an empty one"
+# Both of a learner's: its place in the catalog is one for the two.
+REMEDY = (
+    "move it away (`replay` and `held_out` together), and the episodes are ingested anew into an empty one"
+)
 
 _TABLES = (
     "CREATE TABLE layout (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -249,6 +246,18 @@ _TABLES = (
     "CREATE TABLE superseded (number INTEGER PRIMARY KEY, by INTEGER NOT NULL)",
     "CREATE INDEX by_successor ON superseded (by)",
 )
+
+
+@contextmanager
+def _closed_on_error(connection: sqlite3.Connection, directory: Path) -> Iterator[None]:
+    """While a ledger is opened. Raises ReplayMismatch for a file that is none."""
+    try:
+        yield
+    except BaseException as error:
+        connection.close()
+        if type(error) is sqlite3.DatabaseError:  # its subclasses speak of locks, disks and statements
+            raise ReplayMismatch(f"{directory}: its ledger cannot be read ({error}); {REMEDY}") from error
+        raise
 
 
 def _written(layout: ReplayLayout) -> dict[str, str]:
@@ -271,4 +280,4 @@ def _compare(found: Mapping[str, str], expected: Mapping[str, str], directory: P
     if found.get("format") != expected["format"]:  # the rest may well be said otherwise in another format
         wrong = [f"format {found.get('format')} not {expected['format']}"]
     if wrong:
-        raise ReplayMismatch(f"{directory}: {', '.join(wrong)}; {_REMEDY}")
+        raise ReplayMismatch(f"{directory}: {', '.join(wrong)}; {REMEDY}")

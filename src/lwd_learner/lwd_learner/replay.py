@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lwd_fleet.data.files import make_directory
 from lwd_learner.batch import Batch
 from lwd_learner.column import Column
 from lwd_learner.divl import chunk_reward, n_step_window
@@ -356,7 +357,7 @@ class Replay(ReplayReader):
 
     def __init__(self, directory: Path, layout: ReplayLayout) -> None:
         """Open or create. Raises ReplayLocked, ReplayMismatch, ColumnTooShort."""
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         with ExitStack() as opening:  # whatever fails, nothing stays open or locked
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             opening.callback(os.close, lock)

@@ -75,8 +75,9 @@ class TrainingRun:
 def starting_policy(run_dir: Path) -> Path | None:
     """The checkpoint that the run in this directory began with; None if there is none to be resumed. Its trunk and its
     normalisation of actions are those of the run, whatever was recorded and published since."""
-    found = sorted((run_dir / _START).iterdir()) if saved_states(run_dir / _STATES) else []
-    return found[0] if found else None
+    if not saved_states(run_dir / _STATES):
+        return None
+    return next((path for path in (run_dir / _START).glob("[!.]*")), None)
 
 
 def _keep_start(learner: Learner) -> None:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lwd_fleet.data.files import make_directory
+
 _TENSORS, _RECORD = "state.safetensors", "state.json"
 _NAME = re.compile(r"step_(\d+)(?:\.(\d+))?")  # of the second and later states of one step, with their number
 
@@ -30,7 +32,7 @@ def save_state(
     A state that is there is never replaced, but joined by another one of the same step and dropped in its turn: at
     no moment is there less than before. One process writes to `parent`.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    make_directory(parent)
     for left in parent.glob(".*.partial"):  # of a run that was killed here
         shutil.rmtree(left)
     taken = [number for at, number in map(_order, saved_states(parent)) if at == step]

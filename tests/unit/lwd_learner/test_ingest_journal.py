@@ -57,3 +57,17 @@ def test_a_run_that_begins_begins_with_all_that_is_there(tmp_path: Path) -> None
     journal.note(Arrival(900, 12, 0))
     journal.clear()
     assert journal.after(0) is None and IngestJournal(tmp_path / "journal").after(0) is None
+
+
+def test_what_speaks_of_a_replay_that_was_moved_away_is_forgotten(tmp_path: Path) -> None:
+    for stored, kept in (((12, 3), True), ((40, 9), True), ((11, 3), False), ((12, 2), False)):
+        IngestJournal(tmp_path / "journal").clear()
+        IngestJournal(tmp_path / "journal").note(Arrival(900, 12, 3))
+        journal = IngestJournal(tmp_path / "journal")
+        journal.forget_unless_stored(*stored)
+        assert (journal.after(0) is not None) == kept
+        assert (IngestJournal(tmp_path / "journal").after(0) is not None) == kept
+    journal = IngestJournal(tmp_path / "journal")
+    journal.note(Arrival(5, 0, 0))
+    journal.forget_unless_stored(0, 0)
+    assert journal.after(0) is None

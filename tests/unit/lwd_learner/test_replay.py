@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from lwd_learner import column
 from lwd_learner.column import ColumnTooShort
 from lwd_learner.replay import (
     EVERYTHING,
@@ -437,11 +438,41 @@ def test_shards_part_the_episodes_of_every_task_and_source(opened: Callable[...,
 def test_missing_bytes_are_an_error_and_not_zeros(opened: Callable[..., Replay], tmp_path: Path) -> None:
     opened(episode("a")).close()
     os.truncate(tmp_path / "replay" / "actions.f32.00000", 40)
-    with pytest.raises(ColumnTooShort, match=r"actions\.f32\.00000: 40 of 192 bytes"):
+    with pytest.raises(ColumnTooShort, match=r"actions\.f32\.00000 has 40 of 192 bytes.*; move it away"):
         opened()
     (tmp_path / "replay" / "actions.f32.00000").unlink()
     with pytest.raises(ColumnTooShort, match="0 of 192 bytes"):
         ReplayReader(tmp_path / "replay")
+
+
+def test_a_segment_that_goes_while_it_is_read_is_an_error_in_words(
+    opened: Callable[..., Replay], tmp_path: Path
+) -> None:
+    opened(episode("a")).close()
+    with ReplayReader(tmp_path / "replay") as replay:
+        (tmp_path / "replay" / "actions.f32.00000").unlink()
+        with pytest.raises(ColumnTooShort, match=r"actions\.f32\.00000 has 0 of 192 bytes.*; move it away"):
+            replay.batch(np.array([0]), GAMMA)
+
+
+def test_names_that_a_killed_writer_did_not_sync_are_synced_by_the_next(
+    opened: Callable[..., Replay], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All segments are there already, so that the second writer creates none."""
+    opened(episode("a")).close()
+    synced: list[Path] = []
+    monkeypatch.setattr(column, "sync_directory", synced.append)
+    replay = opened(episode("b", rows=1))
+    assert {*synced} == {tmp_path / "replay"}
+    replay.close()
+
+
+def test_a_damaged_ledger_is_refused_in_words(opened: Callable[..., Replay], tmp_path: Path) -> None:
+    opened(episode("a")).close()
+    (tmp_path / "replay" / "ledger.sqlite3").write_bytes(b"anything else" * 100)
+    for opening in (lambda: Replay(tmp_path / "replay", LAYOUT), lambda: ReplayReader(tmp_path / "replay")):
+        with pytest.raises(ReplayMismatch, match="not a database.*; move it away"):
+            opening()
 
 
 def test_a_replay_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,26 @@ def test_a_run_goes_on_with_the_normalisation_it_began_with(run: SmallRun) -> No
     assert feature_key(start) == feature_key(run.policy()), "trunk, observation and action are the run's"
     again = run.learner(start, held_out=0.0)
     assert TrainingRun(again, "bc").steps == 2
+    again.close()
+    shutil.rmtree(run.root / "learner" / "start")
+    assert starting_policy(run.root / "learner") is None
+
+
+def test_steps_that_were_lost_with_a_replay_that_was_moved_away_are_taken_with_the_new_one(
+    run: SmallRun,
+) -> None:
+    learner = run.learner(held_out=0.0)
+    learner.ingest("offline", limit=1)
+    work = TrainingRun(learner, "bc")
+    work.train(2)
+    learner.ingest("offline")  # at a step that no state knows, so that the journal speaks of it
+    learner.close()
+    (run.root / "learner" / "replay").rename(run.root / "old_replay")
+    again = run.learner(held_out=0.0)
+    work = TrainingRun(again, "bc")
+    assert work.resumed and work.steps == 0
+    assert again.ingest("offline").episodes == 2 and len(again.replay.episode_ids) == 2
+    work.train(1)
     again.close()
 
 

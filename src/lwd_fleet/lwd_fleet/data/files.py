@@ -30,6 +30,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory, and what lacks above it, with durable names; nothing if it is there."""
+    if not path.is_dir():
+        make_directory(path.absolute().parent)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.absolute().parent)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hex."""
     digest = hashlib.sha256()
