@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lwd_fleet.sim import play, robot
-from lwd_fleet.sim.experts import STEP_S, Expert, Script
+from lwd_fleet.sim.experts import CLOSED_M, STEP_S, Expert, Script, Wish
 from lwd_fleet.sim.parts import GROCERIES, SHELF_HEIGHT_M
 from lwd_fleet.sim.scene import TICK_S
 from lwd_fleet.sim.tasks import SUITES, TASKS, Goal
@@ -166,6 +166,19 @@ def test_the_lid_of_the_freezer_stays_where_it_is_left_and_carries_what_falls_on
     for _ in range(100):
         world.step(world.embodiment.home)
     assert abs(world.opening("lid") - left_at) < 0.01
+
+
+def test_a_lid_stops_at_its_end_however_an_arm_pulls() -> None:
+    world = _reset("freezer", Goal("red_cube", "chest"))
+    _act(world, "left", lambda expert: expert.lead("left", "lid", 0.0))
+    beyond = world.tool("left") + [0.03, 0.0, 0.0]
+
+    def pull(expert: Expert) -> Script:
+        for _ in range(15):
+            yield Wish(beyond, CLOSED_M)
+
+    _act(world, "left", pull)
+    assert world.holder("lid") == "left" and abs(world.opening("lid")) < 0.02
 
 
 # Open cooler: a lid on a spring --------------------------------------------------------------------------

@@ -254,7 +254,7 @@ class Expert:
         for _ in range(_LEAD_STEPS):
             if world.held(arm) != panel:
                 yield from self.grasp(arm, panel)
-            now = world.opening(panel)
+            now = float(np.clip(world.opening(panel), 0.0, 1.0))
             if abs(now - opening) < 0.03 or hand.arrived_steps > _PATIENCE_STEPS:
                 hand.arrived_steps = 0
                 return

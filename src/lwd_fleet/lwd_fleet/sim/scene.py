@@ -224,7 +224,8 @@ def _panel(panel: Panel) -> str:
         f'<body name="{panel.name}" pos="{text(panel.origin)}" gravcomp="1">'
         f'<joint name="{panel.name}" type="{panel.joint}" axis="{text(panel.axis)}" '
         f'range="{text((low, high))}" ref="0" springref="{panel.closed:.12g}" stiffness="{panel.spring:.12g}" '
-        f'frictionloss="{panel.friction:.12g}" damping="0.02" armature="0.002"/>'
+        f'frictionloss="{panel.friction:.12g}" damping="0.02" armature="0.002" '
+        'solreflimit="0.008 1" solimplimit="0.98 0.999 0.001"/>'  # an arm that pulls on gives way, not the stop
         f'<inertial pos="0 0 0" mass="{panel.mass}" diaginertia="{inertia} {inertia} {inertia}"/>'
         f"{_geoms(panel.name, panel.shapes)}</body>"
     )

@@ -13,7 +13,7 @@ from lwd_fleet.sim.tasks.task import Goal, Layout, SceneView, Task, lies_in, sca
 
 CHEST_INNER = (0.072, 0.056)  # half extents, m
 CHEST_HEIGHT = 0.064
-OPEN_ENOUGH, SHUT = 0.85, 0.12  # of the lid's way: it covers the chest from here on, as it is wider
+OPEN_ENOUGH, SHUT = 0.75, 0.12  # of the lid's way: it covers the chest from here on, as it is wider
 _RELEASE_M = 0.035
 _LID_THICKNESS = 0.006
 _KNOB_HEIGHT = 0.034
@@ -127,7 +127,7 @@ def _fill_chest(expert: Expert) -> Script:
             else:
                 yield Wish(over(world.grasp_point(item), 2 * CLEARANCE_M), OPEN_M)
         if mine():
-            chest = world.position("chest") + [0.012, 0.0, 0.0] + expert.scatter(0.006)
+            chest = world.position("chest") + [0.018, 0.0, 0.0] + expert.scatter(0.006)
             yield from expert.put(arm, item, chest, _RELEASE_M)
 
 
