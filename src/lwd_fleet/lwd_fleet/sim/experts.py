@@ -31,11 +31,14 @@ _AT_M = 0.007
 _PATIENCE_STEPS = 12  # that an arm tries to get closer to a point before its script goes on
 _CARRY_STEPS = 60
 _POUR_TILT_RAD = 1.2
-_TILT_RAD_S = 1.2
+_TILT_RAD_S = 1.2  # of the tool, and about the vertical, too
+_YAW_RAD = 1.2  # that a tool turns, at most
+_STRAIGHT_RAD = 0.05
 _POUR_HEIGHT_M = 0.035  # of the lip over the mouth
 _POUR_STEPS = 80
 _REACH_ACROSS_M = 0.19  # beyond the middle, with the tool pointing down
 _MIDDLE = np.array([0.0, -0.06, 0.035])  # free in every scene
+_OFFERED_M = 0.03  # from where it was agreed to hand a thing over
 _LEAD_STEP = 0.25  # how far ahead on its way a panel is led, of its range
 _LEAD_STEPS = 80
 
@@ -48,6 +51,7 @@ class Wish:
     gripper: float  # m
     steady: bool = False  # no unsteadiness: about to grasp or let go
     tilt: float = 0.0  # rad about base_link's y: positive leans the top of what is carried towards +x
+    yaw: float = 0.0  # rad about the vertical, before the tilt
 
 
 Script = Generator[Wish, None, None]
@@ -91,9 +95,10 @@ class Expert:
             columns = self._body.arm_columns(arm)
             if hand.advance(wish, self._speed, self._unsteadiness(hand, wish)):
                 point = hand.reference + hand.wobble - self._calibration(hand)
-                self._target[columns[:-1]] = arm.chain.inverse(
-                    point, hand.rotation, self._target[columns[:-1]], 8
-                )
+                joints = self._target[columns[:-1]]
+                change = arm.chain.inverse(point, hand.rotation, joints, 8) - joints
+                fastest = np.max(np.abs(change) / self._body.max_velocity[columns[:-1]]) / STEP_S
+                self._target[columns[:-1]] = joints + change / max(1.0, fastest)
             self._target[columns[-1]] = wish.gripper
         return self._target.copy()
 
@@ -105,16 +110,23 @@ class Expert:
         yield from self.rest(arm)
 
     def put(
-        self, arm: str, item: str, place: Array, height: float, carry_height: float = CARRY_HEIGHT_M
+        self,
+        arm: str,
+        item: str,
+        place: Array,
+        height: float,
+        carry_height: float = CARRY_HEIGHT_M,
+        straight: bool = False,
     ) -> Script:
         """Pick the item, carry it over the place, lower it to `height`, let go. Again if lost on the way.
 
-        carry_height: of its grasp point on the way, at least.
+        carry_height: of its grasp point on the way, at least. straight: turned so that its y axis is along base_link's.
         """
         while True:
             yield from self.pick(arm, item, carry_height)
-            yield from self.carry(arm, item, np.array([place[0], place[1], max(carry_height, height + 0.06)]))
-            yield from self.carry(arm, item, np.array([place[0], place[1], height]), exact=True)
+            above = np.array([place[0], place[1], max(carry_height, height + 0.06)])
+            yield from self.carry(arm, item, above, straight=straight)
+            yield from self.carry(arm, item, np.array([place[0], place[1], height]), True, straight)
             if self.world.held(arm) == item:
                 break
         yield from self.let_go(arm)
@@ -122,14 +134,16 @@ class Expert:
     def pick(self, arm: str, thing: str, carry_height: float = CARRY_HEIGHT_M) -> Script:
         """Until the arm holds the thing and has lifted it."""
         yield from self.grasp(arm, thing)
-        here = self.world.tool(arm)
+        here = self.world.grasp_point(thing)
         rise = np.array([here[0], here[1], max(here[2] + 0.06, carry_height - 0.02)])
         yield from self.carry(arm, thing, rise)
 
-    def grasp(self, arm: str, part: str, number: int = 0) -> Script:
+    def grasp(
+        self, arm: str, part: str, number: int = 0, while_: Callable[[], bool] = lambda: True
+    ) -> Script:
         """Until the arm holds the thing or the panel's handle. After a miss comes another try, better aimed.
 
-        number: which of a thing's grasp points.
+        number: which of a thing's grasp points. while_: what makes it worth while; it is given up when that ends.
         """
         world = self.world
         stray = self._stray()
@@ -145,34 +159,43 @@ class Expert:
 
             if world.held(arm) is not None:  # took something else: put it down where it was
                 yield from self.let_go(arm)
-            yield from self._go(arm, above, OPEN_M, _NEAR_M)
-            yield from self._go(arm, at, OPEN_M, _AT_M, steady=True)
+            yield from self._go(arm, above, OPEN_M, _NEAR_M, while_=while_)
+            yield from self._go(arm, at, OPEN_M, _AT_M, steady=True, while_=while_)
+            if not while_():
+                return
             here = at()
             for _ in range(4):
                 yield Wish(here, CLOSED_M, steady=True)
                 if world.held(arm) == part:
                     break
 
-    def carry(self, arm: str, thing: str, point: Array, exact: bool = False) -> Script:
-        """Move the held thing so that its grasp point is at `point`, or gets no closer; ends at once when it is lost."""
-        steps, hand = 0, self._hands[arm]
+    def carry(
+        self, arm: str, thing: str, point: Array, exact: bool = False, straight: bool = False
+    ) -> Script:
+        """Move the held thing so that its usual grasp point is at `point`, or gets no closer; ends at once when it is
+        lost.
+
+        straight: turned so that its y axis is along base_link's.
+        """
+        steps, yaw, hand = 0, 0.0, self._hands[arm]
         hand.arrived_steps = 0
         while self.world.held(arm) == thing and steps < _CARRY_STEPS:
             offset = self.world.grasp_point(thing) - self.world.tool(arm)
-            if not exact:
-                offset[:] = 0.0
-            if self._distance(arm, point - offset) < (_AT_M if exact else 0.025):
+            crooked = straight and abs(self.world.heading(thing)) > _STRAIGHT_RAD
+            if self._distance(arm, point - offset) < (_AT_M if exact else 0.025) and not crooked:
                 return
             if hand.arrived_steps > _PATIENCE_STEPS:  # something is in the way
                 return
-            yield Wish(point - offset, CLOSED_M, steady=exact)
+            if straight:
+                yaw = float(np.clip(hand.yaw - self.world.heading(thing), -_YAW_RAD, _YAW_RAD))
+            yield Wish(point - offset, CLOSED_M, steady=exact, yaw=yaw)
             steps += 1
 
     def let_go(self, arm: str) -> Script:
         """Open, wait, rise."""
-        here = self._hands[arm].reference.copy()
+        here, yaw = self._hands[arm].reference.copy(), self._hands[arm].yaw
         for _ in range(3):
-            yield Wish(here, OPEN_M, steady=True)
+            yield Wish(here, OPEN_M, steady=True, yaw=yaw)
         for _ in range(3):
             yield Wish(over(here, 0.08), OPEN_M)
 
@@ -194,26 +217,38 @@ class Expert:
         yield from self.put(arm, item, _MIDDLE, _MIDDLE[2])
 
     def offer(self, arm: str, taker: str, thing: str, point: Array) -> Script:
-        """Pick the thing, hold it at the point until the other arm has it, let go. Again if lost before."""
-        while self.world.held(taker) != thing:
+        """Pick the thing, hold it at the point until the other arm has it, let go. Again if lost before.
+
+        point: of the thing's usual grasp point, [3] m.
+        """
+        world = self.world
+        while world.held(taker) != thing:
             yield from self.pick(arm, thing)
             yield from self.carry(arm, thing, point, exact=True)
-            yield from self.hold(
-                arm, lambda: self.world.held(taker) == thing or self.world.held(arm) != thing
-            )
-        if self.world.held(arm) == thing:
+            yield from self.hold(arm, lambda: world.held(taker) == thing or world.held(arm) != thing)
+        if world.held(arm) == thing:
             yield from self.let_go(arm)
 
     def receive(self, arm: str, giver: str, thing: str, point: Array) -> Script:
-        """Take a thing that the other arm offers at the point, by its second grasp point; wait until it lets go."""
+        """Take a thing that the other arm offers at the point, by the grasp point that it leaves free.
+
+        Ends when the giver has let go. Until the thing is offered, the arm waits beside the point, on its own side.
+        """
         world = self.world
+        aside = 0.11 if arm == "right" else -0.11
+
+        def offered() -> bool:
+            near = np.linalg.norm(world.grasp_point(thing) - point) < _OFFERED_M
+            return world.held(giver) == thing and bool(near)
+
         while world.held(arm) != thing or world.held(giver) == thing:
             if world.held(arm) == thing:
                 yield from self.hold(arm, lambda: world.held(giver) != thing)
-            elif world.held(giver) == thing and np.linalg.norm(world.grasp_point(thing) - point) < 0.03:
-                yield from self.grasp(arm, thing, number=1)
+            elif offered():
+                free = 1 if world.grip(giver) == 0 else 0
+                yield from self.grasp(arm, thing, free, while_=offered)
             else:
-                yield Wish(over(world.grasp_point(thing, 1), 2 * CLEARANCE_M), OPEN_M)
+                yield Wish(over(point, 0.04) + [aside, 0.0, 0.0], OPEN_M)
 
     # Liquids and panels ------------------------------------------------------------------------------
 
@@ -285,12 +320,18 @@ class Expert:
     # Motion ------------------------------------------------------------------------------------------
 
     def _go(
-        self, arm: str, point: Callable[[], Array], gripper: float, tolerance: float, steady: bool = False
+        self,
+        arm: str,
+        point: Callable[[], Array],
+        gripper: float,
+        tolerance: float,
+        steady: bool = False,
+        while_: Callable[[], bool] = lambda: True,
     ) -> Script:
-        """Until the tool is within `tolerance` of a (moving) point, or gets no closer."""
+        """Until the tool is within `tolerance` of a (moving) point, or gets no closer, or `while_` ends."""
         for _ in range(10 * _PATIENCE_STEPS):
             wish = Wish(point(), gripper, steady)
-            if self._distance(arm, wish.point) < tolerance:
+            if self._distance(arm, wish.point) < tolerance or not while_():
                 return
             hand = self._hands[arm]
             if hand.arrived_steps > _PATIENCE_STEPS:
@@ -337,14 +378,17 @@ def _turned(vector: Array, tilt: float) -> Array:
     return _turn(tilt) @ vector
 
 
-def _turn(tilt: float) -> Array:
-    """Rotation about base_link's y, [3, 3]."""
+def _turn(tilt: float, yaw: float = 0.0) -> Array:
+    """Rotation about the vertical, then about base_link's y, [3, 3]."""
     cosine, sine = np.cos(tilt), np.sin(tilt)
-    return np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+    about_y = np.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+    cosine, sine = np.cos(yaw), np.sin(yaw)
+    turned: Array = about_y @ np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    return turned
 
 
 class _Hand:
-    """The moving set point of one tool: where it is, and how far it is tilted (rad about base_link y)."""
+    """The moving set point of one tool: where it is, and how far it is tilted and turned (rad, as in `Wish`)."""
 
     def __init__(self, world: World, arm: str, joints: Array) -> None:
         self.arm = arm
@@ -353,7 +397,7 @@ class _Hand:
         self._columns = world.embodiment.arm_columns(arm)[:-1]
         self.reference, _ = self._chain.forward(joints[self._columns])
         self.home, self._upright = self._chain.forward(world.embodiment.home[self._columns])
-        self.tilt = 0.0
+        self.tilt, self.yaw = 0.0, 0.0
         self.wobble = np.zeros(3)
         self.arrived_steps = 0
         self._velocity = np.zeros(3)
@@ -361,7 +405,7 @@ class _Hand:
     @property
     def rotation(self) -> Array:
         """Of the tool, [3, 3]."""
-        return _turn(self.tilt) @ self._upright
+        return _turn(self.tilt, self.yaw) @ self._upright
 
     def nominal_tool(self) -> Array:
         """Where the robot's own kinematics say that the tool is."""
@@ -372,9 +416,10 @@ class _Hand:
         """Move the set point one step towards the wish at bounded speed and acceleration. False: at rest."""
         offset = wish.point - self.reference
         distance = float(np.linalg.norm(offset))
-        turn = wish.tilt - self.tilt
-        self.tilt += float(np.clip(turn, -_TILT_RAD_S * STEP_S, _TILT_RAD_S * STEP_S))
-        if distance < 1e-6 and not self._velocity.any() and not turn and wish.point is self.home:
+        tilt, yaw = wish.tilt - self.tilt, wish.yaw - self.yaw
+        self.tilt += float(np.clip(tilt, -_TILT_RAD_S * STEP_S, _TILT_RAD_S * STEP_S))
+        self.yaw += float(np.clip(yaw, -_TILT_RAD_S * STEP_S, _TILT_RAD_S * STEP_S))
+        if distance < 1e-6 and not self._velocity.any() and not (tilt or yaw) and wish.point is self.home:
             self.wobble = np.zeros(3)  # an arm with nothing to do is still
             return False
         self.wobble = wobble

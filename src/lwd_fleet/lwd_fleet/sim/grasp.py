@@ -84,6 +84,13 @@ class Grasps:
         hold = self._hands[arm].held
         return None if hold is None else hold.part.name
 
+    def grip(self, arm: str) -> int | None:
+        """At which of its grasp points the arm holds what it holds, as an index of `grasp_points`."""
+        hold = self._hands[arm].held
+        if hold is None:
+            return None
+        return [other for other in self._holds if other.body == hold.body].index(hold)
+
     def holder(self, name: str) -> str | None:
         """The arm that holds a thing or panel; the left one if both do."""
         for arm in ARMS:

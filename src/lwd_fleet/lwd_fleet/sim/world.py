@@ -213,6 +213,10 @@ class World:
         """What the arm holds."""
         return self._grasps.held(arm)
 
+    def grip(self, arm: str) -> int | None:
+        """At which of its grasp points the arm holds what it holds, as in `grasp_point`."""
+        return self._grasps.grip(arm)
+
     def holder(self, name: str) -> str | None:
         """Which arm holds the thing or panel."""
         return self._grasps.holder(name)
@@ -240,6 +244,11 @@ class World:
     def lean(self, name: str) -> float:
         """Angle between a thing's axis and the vertical, rad."""
         return lean(self._data, self._bodies[name])
+
+    def heading(self, name: str) -> float:
+        """Angle from base_link's y axis to a thing's, about the vertical, rad."""
+        axes = self._data.xmat[self._bodies[name]]
+        return float(np.arctan2(-axes[1], axes[4]))
 
     def content(self, vessel: str) -> Mapping[str, float]:
         """Portions of each ingredient in a vessel."""

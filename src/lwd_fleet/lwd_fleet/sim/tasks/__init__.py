@@ -11,6 +11,7 @@ from lwd_fleet.sim.tasks.freezer import FREEZER
 from lwd_fleet.sim.tasks.open_cooler import OPEN_COOLER
 from lwd_fleet.sim.tasks.place import PLACE
 from lwd_fleet.sim.tasks.restock import RESTOCK
+from lwd_fleet.sim.tasks.shoebox import SHOEBOX
 from lwd_fleet.sim.tasks.stow import STOW
 from lwd_fleet.sim.tasks.task import SPLITS, Goal, Layout, Progress, Scene, SceneView, Task
 
@@ -57,7 +58,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("demo", (PLACE, STOW)),
-        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER)),
+        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, SHOEBOX)),
     )
 }
 TASKS = {task.name: task for suite in SUITES.values() for task in suite.tasks}

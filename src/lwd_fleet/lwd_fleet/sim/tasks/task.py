@@ -58,6 +58,10 @@ class SceneView(Protocol):
         """The arm that holds a thing or a panel."""
         ...
 
+    def held(self, arm: str) -> str | None:
+        """What an arm holds."""
+        ...
+
     def opening(self, panel: str) -> float:
         """0 closed to 1 open."""
         ...
