@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet study: one generalist on eight dual-arm tasks, 16 simulated robots, and the ways to go on learning.
+
+    scripts/run python -m experiments.fleet gather                  # demonstrations and play, once
+    scripts/run python -m experiments.fleet clone --seed 0          # the cloned policy and its rollouts
+    scripts/run python -m experiments.fleet cell lwd_online --seed 0
+    scripts/run python -m experiments.fleet evaluate lwd_online --seed 0
+
+Stages leave their results below `--work`; an interrupted one begins again. Nothing is evaluated with help.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments.fleet_study.plan import LONG, FleetPlan
+from experiments.fleet_study.study import Study
+from lwd_fleet.sim.shift import Shift
+
+RESULTS = Path(__file__).parent / "results" / "fleet"
+WORK = Path("runs/fleet")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a row of the table learns."""
+
+    method: str  # of `lwd_learner.methods`
+    online: bool = True
+    refits: bool = False  # clones what succeeded in the deployment before, and every few waves
+    operators: bool = True  # people help the fleet while it gathers data
+
+
+CELLS = {
+    "sft_continued": Cell("sft_continued", online=False),
+    "filtered_bc": Cell("filtered_bc"),
+    "recap": Cell("recap"),
+    "hg_dagger": Cell("hg_dagger"),
+    "iql_expectile": Cell("iql_awr"),
+    "lwd_paper": Cell("lwd_paper"),
+    "lwd_offline": Cell("lwd", online=False, refits=True),
+    "lwd_online": Cell("lwd", refits=True),
+    "lwd_online_no_interventions": Cell("lwd", refits=True, operators=False),
+}
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+console = Console()
+
+Seed = Annotated[int, typer.Option(help="Of training", min=0)]
+Work = Annotated[Path, typer.Option(help="Where runs are kept")]
+Quick = Annotated[bool, typer.Option(help="A little of everything: does it run?")]
+Tasks = Annotated[str, typer.Option(help="Only these, separated by commas")]
+Workers = Annotated[int, typer.Option(help="Processes that simulate", min=1)]
+
+
+@contextmanager
+def _study(work: Path, quick: bool, tasks: str, workers: int) -> Iterator[Study]:
+    torch.set_num_threads(1)
+    plan = FleetPlan()
+    if tasks:
+        plan = replace(plan, tasks=tuple(tasks.split(",")))
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        rows: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in rows or bar.tasks[rows[stage]].completed > done:
+                rows[stage] = bar.add_task(stage, total=total, note=note)
+            bar.update(rows[stage], completed=done, total=total, note=note)
+
+        yield Study(work, plan.quick() if quick else plan, workers, show)
+
+
+@app.command()
+def gather(work: Work = WORK, quick: Quick = False, tasks: Tasks = "", workers: Workers = 2) -> None:
+    """Record and ingest demonstrations and play."""
+    with _study(work, quick, tasks, workers) as study:
+        study.gather()
+
+
+@app.command()
+def clone(
+    seed: Seed, work: Work = WORK, quick: Quick = False, tasks: Tasks = "", workers: Workers = 2
+) -> None:
+    """Clone the demonstrations; record what the result does in the deployment."""
+    with _study(work, quick, tasks, workers) as study:
+        study.clone(seed)
+
+
+@app.command()
+def cell(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CELLS)}")],
+    seed: Seed,
+    work: Work = WORK,
+    quick: Quick = False,
+    tasks: Tasks = "",
+    workers: Workers = 2,
+) -> None:
+    """Train one method from the cloned policy of a seed."""
+    if name not in CELLS:
+        raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(CELLS)}")
+    how = CELLS[name]
+    with _study(work, quick, tasks, workers) as study:
+        if how.online:
+            study.learn_online(seed, how.method, name, how.refits, how.operators)
+        else:
+            study.learn_offline(seed, how.method, name, how.refits)
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="A cell, or sft, or expert")],
+    seed: Seed = 0,
+    work: Work = WORK,
+    quick: Quick = False,
+    tasks: Tasks = "",
+    workers: Workers = 2,
+    development: Annotated[
+        bool, typer.Option(help="On development scenes, to choose by; nothing is kept")
+    ] = False,
+    shift: Annotated[
+        str | None, typer.Option(help="Another than the deployment's: a name or JSON; empty for none")
+    ] = None,
+) -> None:
+    """Run every scene once; keep the outcomes of the test scenes as CSV."""
+    with _study(work, quick, tasks, workers) as study:
+        chosen = None if shift is None else Shift.parse(shift)
+        if name == "expert":
+            results = study.expert(chosen or Shift())
+        else:
+            results = study.evaluate(seed, name, development, chosen)
+    for task, (success, score, count) in _by_task(results).items():
+        console.print(f"{task:<14} success {success:.2f}  score {score:.2f}  ({count} scenes)")
+    if not (development or quick or name == "expert" or chosen):
+        _keep(RESULTS / f"seed_{seed}" / f"{name}.csv", results)
+
+
+def _by_task(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, int]]:
+    """Success, score and number of episodes; the score of a long task is the mean of its sub-steps."""
+    groups = defaultdict(list)
+    for one in results:
+        groups[one["request"]["task"]].append(one)
+    return {
+        task: (
+            sum(one["success"] for one in group) / len(group),
+            sum(_score(task, one) for one in group) / len(group),
+            len(group),
+        )
+        for task, group in sorted(groups.items())
+    }
+
+
+def _score(task: str, result: dict[str, Any]) -> float:
+    scores = result["sub_step_scores"]
+    return sum(scores) / len(scores) if task in LONG else float(result["success"])
+
+
+def _keep(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "scene", "success", "score", "steps", "sub_steps"])
+        for one in sorted(results, key=lambda one: (one["request"]["task"], one["request"]["seed"])):
+            task = one["request"]["task"]
+            row = [
+                task,
+                one["request"]["seed"],
+                int(one["success"]),
+                round(_score(task, one), 4),
+                one["steps"],
+            ]
+            writer.writerow([*row, json.dumps(one["sub_step_scores"])])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of everything the fleet study does, and which scenes are for what. algorithm.md 1.3 and 1.4 for the proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from lwd_learner.divl import DivlConfig
+from lwd_learner.learner import LearnerConfig
+from lwd_learner.qam import QamConfig
+from lwd_learner.trainer import TrainerConfig
+
+SUITE = "eight"
+SHORT = ("restock", "correct", "freezer", "open_cooler")
+LONG = ("tea", "juice", "cocktail", "shoebox")
+
+# Ranges of scene seeds. No scene is used twice, and none of another range is ever trained on.
+DEVELOPMENT_SEED = 500_000
+TEST_SEED = 0
+DEMONSTRATION_SEED = 2_000_000
+PLAY_SEED = 3_000_000
+ROLLOUT_SEED = 4_000_000
+ONLINE_SEED = 5_000_000
+_RANGE = 20_000  # scenes of one training seed within a range, of one task within that: a tenth
+
+# Hours of the paper's offline data (Table IV): demonstrations, rollouts (successful and failed), play.
+HOURS = {
+    "restock": (14.5, 12.4, 7.5),
+    "correct": (12.7, 12.5, 9.7),
+    "freezer": (10.8, 12.3, 3.3),
+    "open_cooler": (11.1, 15.0, 0.8),
+    "tea": (102.3, 16.8, 43.6),
+    "juice": (100.5, 32.1, 47.1),
+    "cocktail": (47.3, 11.8, 28.0),
+    "shoebox": (37.3, 15.0, 48.0),
+}
+ROBOTS = {task: 1 if task in SHORT else 3 for task in HOURS}  # four on grocery, three on each long task: 16
+
+Episodes = list[tuple[str, int]]  # task and scene seed
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """The study on two cores."""
+
+    tasks: tuple[str, ...] = (*SHORT, *LONG)
+    observation: str = "keypoints"
+    demonstrations: int = 300  # of each task; rollouts and play follow in proportion to the paper's hours
+    observe_every: int = 2  # policy steps between the demonstrator's observations
+    clone_steps: int = 30_000
+    offline_steps: int = 6_000
+    waves: int = 12  # of online episodes
+    episodes_per_wave: int = 4  # of each robot
+    wave_steps: int = 300  # of learning after each wave
+    refit_steps: int = 1000
+    refit_every: int = 4  # waves
+    exploration: float = 0.1  # of robots that gather data, in units of normalised actions
+    evaluation_episodes: int = 50  # of each task
+    kl_budget: float = 0.1  # nat per executed step
+    critic_rate: float = 5e-4
+    policy_rows: int = 64
+    n_step: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LONG, 10))
+
+    def quick(self) -> FleetPlan:
+        """Every step once: to see that it runs."""
+        return replace(
+            self,
+            demonstrations=6,
+            clone_steps=50,
+            offline_steps=10,
+            waves=1,
+            episodes_per_wave=1,
+            wave_steps=5,
+            refit_steps=5,
+            refit_every=1,
+            evaluation_episodes=2,
+        )
+
+    def learner(self, method: str) -> LearnerConfig:
+        """Networks and rates are the same for every method."""
+        trainer = replace(
+            TrainerConfig(),
+            divl=DivlConfig(),
+            extraction=replace(QamConfig(), kl_budget=self.kl_budget),
+            policy_rows=self.policy_rows,
+            critic_rate=self.critic_rate,
+        )
+        return LearnerConfig(trainer, n_step=self.n_step, stride=self.observe_every, method=method)
+
+    def demonstrated(self) -> Episodes:
+        """Common to all training seeds."""
+        return list(self._scenes(DEMONSTRATION_SEED, 0, lambda task: self.demonstrations))
+
+    def played(self) -> Episodes:
+        """Common to all training seeds."""
+        return list(self._scenes(PLAY_SEED, 0, lambda task: self._in_proportion(task, 2)))
+
+    def rolled_out(self, seed: int) -> Episodes:
+        """Of the cloned policy in the deployment, before anything is learned there."""
+        return list(self._scenes(ROLLOUT_SEED, seed, lambda task: self._in_proportion(task, 1)))
+
+    def worked(self, seed: int, wave: int) -> Episodes:
+        """Of the fleet in one wave."""
+        per_task = {task: ROBOTS[task] * self.episodes_per_wave for task in self.tasks}
+        scenes = self._scenes(ONLINE_SEED, seed, lambda task: per_task[task] * (wave + 1))
+        done = {task: per_task[task] * wave for task in self.tasks}
+        return [(task, scene) for task, scene in scenes if scene % (_RANGE // 10) >= done[task]]
+
+    def evaluated(self, development: bool = False) -> Episodes:
+        """The same scenes for every method and training seed."""
+        first = DEVELOPMENT_SEED if development else TEST_SEED
+        return list(self._scenes(first, 0, lambda task: self.evaluation_episodes))
+
+    def _in_proportion(self, task: str, column: int) -> int:
+        return max(1, round(self.demonstrations * HOURS[task][column] / HOURS[task][0]))
+
+    def _scenes(self, first: int, seed: int, count: Callable[[str], int]) -> Iterator[tuple[str, int]]:
+        """Tasks take turns, so that each worker has its share of each."""
+        counts = {task: count(task) for task in self.tasks}
+        for number in range(max(counts.values())):
+            for place, task in enumerate(HOURS):
+                if number < counts.get(task, 0):
+                    yield task, first + seed * _RANGE + place * (_RANGE // 10) + number
