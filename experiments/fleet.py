@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import platform
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from experiments.fleet_study.analysis import Outcomes, summarise, table
 from experiments.fleet_study.plan import LONG, FleetPlan
 from experiments.fleet_study.study import Study
 from lwd_fleet.sim.shift import Shift
@@ -151,6 +155,22 @@ def evaluate(
         console.print(f"{task:<14} success {success:.2f}  score {score:.2f}  ({count} scenes)")
     if not (development or quick or name == "expert" or chosen):
         _keep(RESULTS / f"seed_{seed}" / f"{name}.csv", results)
+
+
+@app.command("summarise")
+def write_summary(
+    results: Annotated[Path, typer.Option(help="Where outcomes are")] = RESULTS,
+) -> None:
+    """Write summary.json from all outcomes that are there, and print the table."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    summary = summarise(Outcomes.read(results)) | {
+        "observation": FleetPlan().observation,
+        "command": "scripts/run python -m experiments.fleet evaluate, summarise",
+        "commit": head.stdout.strip(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per process, no GPU",
+    }
+    (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    console.print(table(summary, ["sft", *CELLS]), markup=False)
 
 
 def _by_task(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, int]]:

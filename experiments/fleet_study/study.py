@@ -88,7 +88,14 @@ class Study:
                     path = Path(catalog.policy(version).uri.removeprefix("file://"))
                     self._keep_policy(path, folder)
                     episodes = self.plan.rolled_out(seed)
-                    self._roll(folder, "rollouts", episodes, policy=path, version=version)
+                    self._roll(
+                        folder,
+                        "rollouts",
+                        episodes,
+                        policy=path,
+                        version=version,
+                        exploration=self.plan.exploration,
+                    )
                     self._ingest(learner)
 
     def learn_offline(self, seed: int, method: str, name: str, refits: bool) -> None:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet study: scenes are never used twice, the statistics have the numbers that they should."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.fleet_study.analysis import Outcomes, holm, summarise, table
+from experiments.fleet_study.plan import HOURS, ROBOTS, FleetPlan
+
+TASKS = ("restock", "tea")
+
+
+def write(folder: Path, seed: int, method: str, chance: dict[str, float], scenes: int = 40) -> None:
+    rng = np.random.default_rng([seed, len(method)])
+    (folder / f"seed_{seed}").mkdir(parents=True, exist_ok=True)
+    with (folder / f"seed_{seed}" / f"{method}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "scene", "success", "score", "steps", "sub_steps"])
+        for task in TASKS:
+            for scene in range(scenes):
+                success = int(rng.random() < chance[task])
+                score = success if task == "restock" else 0.5 + 0.5 * success
+                writer.writerow([task, scene, success, score, 10, "[]"])
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write(tmp_path, seed, "sft", {"restock": 0.5, "tea": 0.3})
+        write(tmp_path, seed, "lwd_offline", {"restock": 0.5, "tea": 0.3})
+        write(tmp_path, seed, "lwd_online", {"restock": 0.95, "tea": 0.9})
+    return tmp_path
+
+
+def test_scores_mix_success_and_sub_steps_and_success_is_strict(results: Path) -> None:
+    outcomes = Outcomes.read(results)
+    summary = summarise(outcomes)
+    success, score = outcomes.success["sft"], outcomes.score["sft"]
+    assert success.shape == (3, 2, 40) and outcomes.seeds == (0, 1, 2) and outcomes.tasks == TASKS
+    metrics = summary["metrics"]
+    assert metrics["success_sft"] == pytest.approx(success.mean(), abs=1e-4)
+    assert metrics["long_sft"] == pytest.approx((0.5 + 0.5 * success[:, 1]).mean(), abs=1e-4)
+    assert metrics["score_sft"] == pytest.approx((success[:, 0].mean() + metrics["long_sft"]) / 2, abs=1e-4)
+    low, high = summary["intervals"]["score_sft"]
+    assert low < score.mean() < high and high - low < 0.25
+    assert "| sft |" in table(summary, ["sft", "unknown"]) and "unknown" not in table(summary, ["unknown"])
+
+
+def test_a_difference_is_claimed_where_there_is_one_and_not_where_there_is_none(results: Path) -> None:
+    ladder = {(one["better"], one["than"]): one for one in summarise(Outcomes.read(results))["ladder"]}
+    assert set(ladder) == {("lwd_offline", "sft"), ("lwd_online", "lwd_offline"), ("lwd_online", "sft")}
+    assert ladder["lwd_online", "sft"]["p_holm"] < 0.01 and ladder["lwd_online", "sft"]["interval"][0] > 0
+    low, high = ladder["lwd_offline", "sft"]["interval"]
+    assert low < 0 < high and ladder["lwd_offline", "sft"]["p_holm"] > 0.05
+
+
+def test_holm_multiplies_the_smallest_by_all_and_never_decreases() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_seeds_that_a_method_lacks_count_for_none(results: Path) -> None:
+    (results / "seed_1" / "sft.csv").unlink()
+    assert Outcomes.read(results).seeds == (0, 2)
+    for seed in (0, 2):
+        (results / f"seed_{seed}" / "sft.csv").unlink()
+    assert "sft" not in Outcomes.read(results).score
+
+
+def test_other_scenes_are_not_compared(results: Path) -> None:
+    write(results, 1, "sft", {"restock": 0.5, "tea": 0.5}, scenes=39)
+    with pytest.raises(ValueError, match="not evaluated on the scenes"):
+        Outcomes.read(results)
+
+
+def test_no_scene_is_used_twice() -> None:
+    plan = FleetPlan()
+    uses = [plan.demonstrated(), plan.played(), plan.evaluated(), plan.evaluated(development=True)]
+    for seed in range(5):
+        uses += [plan.rolled_out(seed), *(plan.worked(seed, wave) for wave in range(plan.waves))]
+    scenes = Counter(scene for use in uses for _, scene in use)
+    assert max(scenes.values()) == 1
+
+
+def test_the_fleet_has_the_papers_robots_and_proportions() -> None:
+    plan = FleetPlan()
+    assert sum(ROBOTS.values()) == 16
+    wave = Counter(task for task, _ in plan.worked(0, 3))
+    assert wave == {task: robots * plan.episodes_per_wave for task, robots in ROBOTS.items()}
+    played, shown = (
+        Counter(task for task, _ in plan.played()),
+        Counter(task for task, _ in plan.demonstrated()),
+    )
+    for task, (demonstrated_h, _, played_h) in HOURS.items():
+        assert played[task] / shown[task] == pytest.approx(played_h / demonstrated_h, abs=0.01)
