@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -68,13 +69,25 @@ class Stage:
         self._nodes.append(node)
         return node
 
-    def call(self, kind: Any, name: str, request: Any) -> Any:
-        """Call a service and return its response."""
+    def call(self, kind: Any, name: str, request: Any, again_s: float = math.inf) -> Any:
+        """Call a service and return its response. again_s: ask again after so long, where it does no harm; a request
+        may go to a process that is dead."""
         client = self.node.create_client(kind, name)
         self.until(client.service_is_ready, f"service {name}")
-        future = client.call_async(request)
-        self.until(future.done, f"an answer of {name}")
-        return future.result()
+        futures: list[Any] = []
+        ask_at = 0.0
+
+        def ask() -> None:
+            nonlocal ask_at
+            if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + again_s
+                futures.append(client.call_async(request))
+
+        def answered() -> list[Any]:
+            return [future for future in futures if future.done()]
+
+        self.until(answered, f"an answer of {name}", ask)
+        return answered()[0].result()
 
     def until(
         self, condition: Callable[[], Any], what: str, meanwhile: Callable[[], Any] = lambda: None

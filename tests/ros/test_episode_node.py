@@ -48,7 +48,12 @@ class Robot:
         store = str(directory / "store")
         parameters = {"tasks": ["place"], "catalog": self.catalog, **episode_parameters}
         uploads = {"spool": str(self.spool), "store": store, "catalog": self.catalog}
-        recording = {"spool": str(self.spool), "topics": TOPICS, "match_timeout_s": 20.0}
+        recording = {
+            "spool": str(self.spool),
+            "topics": TOPICS,
+            "match_timeout_s": 20.0,
+            "outcome_timeout_s": 20.0,
+        }
         self.specs = [
             NodeSpec("lwd_fleet", "recorder_node", "recorder", NAMESPACE, recording),
             NodeSpec("lwd_fleet", "uploader_node", "uploader", NAMESPACE, uploads),
@@ -216,8 +221,11 @@ def test_an_episode_node_told_to_stop_ends_the_episode_in_the_bag(robot, stage):
     robot.done_after = None
     robot.send(time_limit_s=600.0)
     episode_id = robot.running()
-    process = next(entry for entry in robot.supervisor.status() if entry.name.endswith("/episode"))
-    os.kill(process.pid, signal.SIGTERM)
+    pids = {entry.name.rpartition("/")[2]: entry.pid for entry in robot.supervisor.status()}
+    os.kill(pids["recorder"], signal.SIGSTOP)  # as on a busy machine: it hears of all this later
+    os.kill(pids["episode"], signal.SIGTERM)
+    stage.spin(1.0)
+    os.kill(pids["recorder"], signal.SIGCONT)
     stage.until((robot.spool / episode_id).exists, "the seal")
     summary = EpisodeReader(robot.spool / episode_id).summary
     assert summary.end_reason == "aborted: the episode node was stopped" and summary.truncated == ""

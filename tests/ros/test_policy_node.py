@@ -81,7 +81,7 @@ class Robot:
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
         request = SetParametersAtomically.Request(parameters=[p for p in parameters if p.value.type])
         return self.stage.call(
-            SetParametersAtomically, "/sim_r1/policy/set_parameters_atomically", request
+            SetParametersAtomically, "/sim_r1/policy/set_parameters_atomically", request, again_s=5.0
         ).result
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _TYPES = {
     tuple[int, ...]: Parameter.Type.INTEGER_ARRAY,
 }
 _SPIN_TIMEOUT_S = 0.1  # how late a signal can be noticed while nothing happens
+_FINISH_S = 5.0  # the longest that a process which was told to end goes on for what is `unfinished`
 
 
 class ConfigurationError(Exception):
@@ -104,6 +106,11 @@ class ManagedNode(LifecycleNode):
     def deactivate(self) -> None:
         """Stop outputs first, then timers. Must be safe to call at any time after `configure`."""
 
+    def unfinished(self) -> bool:
+        """Whether something that `deactivate` has brought to its end still waits for others to answer. A process that
+        is told to end goes on serving it for a while: what a node sent just before it died may never arrive."""
+        return False
+
     def cleanup(self) -> None:
         """Free what `configure` opened. Must be safe to call at any time."""
 
@@ -148,11 +155,13 @@ class ManagedNode(LifecycleNode):
         self.stop()
         return TransitionCallbackReturn.SUCCESS
 
-    def stop(self) -> None:
-        """Leave whatever state the node is in, outputs first. Called once before the process ends."""
+    def stop(self, finish: Callable[[], None] = lambda: None) -> None:
+        """Leave whatever state the node is in, outputs first. Called once before the process ends. finish: serves what
+        is `unfinished`."""
         if self._active:
             self._active = False
             self.deactivate()
+            finish()
         if self._configured:
             self._configured = False
             self.cleanup()
@@ -232,6 +241,12 @@ def run_node(node_type: Callable[[], ManagedNode], args: Sequence[str] | None = 
         signal.signal(number, request_stop)
     executor = SingleThreadedExecutor()
     node: ManagedNode | None = None
+
+    def finish() -> None:
+        end_s = time.monotonic() + _FINISH_S
+        while stop_requested and node is not None and node.unfinished() and time.monotonic() < end_s:
+            executor.spin_once(timeout_sec=_SPIN_TIMEOUT_S)
+
     try:
         node = node_type()
         executor.add_node(node)
@@ -239,7 +254,7 @@ def run_node(node_type: Callable[[], ManagedNode], args: Sequence[str] | None = 
             executor.spin_once(timeout_sec=_SPIN_TIMEOUT_S)
     finally:
         if node is not None:
-            node.stop()
+            node.stop(finish)
             executor.remove_node(node)
             node.destroy_node()
         executor.shutdown()

@@ -119,11 +119,13 @@ class EpisodeNode(ManagedNode):
         self._publish_state()
 
     def deactivate(self) -> None:
-        if self._machine.state is State.RUNNING:
-            self._machine.abort("the episode node was stopped")
-            self._stop.call_async(StopRecording.Request())  # the answer comes too late to wait for
-        elif self._machine.state is State.PREPARING:
-            self._machine.abort("the episode node was stopped")
+        if self._machine.state in (State.PREPARING, State.RUNNING):
+            self._machine.abort(
+                "the episode node was stopped"
+            )  # `_run` sees it, and has the recording sealed
+
+    def unfinished(self) -> bool:
+        return self._machine.state is State.ENDED and self._stop.service_is_ready()
 
     def cleanup(self) -> None:
         if self._server is not None:
