@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,7 @@ from lwd_fleet.sim import robot
 from lwd_fleet.sim.rollout_worker import RolloutRequest
 from lwd_fleet.sim.rollouts import RolloutFailed, Rollouts, split
 from lwd_fleet.sim.shift import Shift
-from lwd_fleet.sim.tasks import TASKS
+from lwd_fleet.sim.tasks import SUITES, TASKS
 from lwd_fleet.supervisor import stop_requested
 from lwd_learner.cli_terminal import console, fail, progress_bar
 from lwd_learner.column import ColumnTooShort
@@ -184,55 +184,65 @@ def _train(learner: Learner, phase: Phase, steps: int) -> None:
 def evaluate(
     policy: Annotated[Path, typer.Option(help="Checkpoint directory")],
     task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}")] = "place",
-    episodes: Annotated[int, typer.Option(help="Number of scenes", min=1)] = 100,
+    suite: Annotated[
+        str, typer.Option(help=f"All tasks of a suite instead of one; one of {', '.join(SUITES)}")
+    ] = "",
+    episodes: Annotated[int, typer.Option(help="Number of scenes of each task", min=1)] = 100,
     first_seed: Annotated[int, typer.Option(help="Scenes have this seed and the following", min=0)] = 0,
     shift: Annotated[str, typer.Option(help="Name of a domain shift, or one as JSON")] = "",
     workers: Annotated[int, typer.Option(help="Processes", min=1)] = 2,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with the outcome of every seed")
+        bool, typer.Option("--json", help="Print JSON, with the outcome of every scene")
     ] = False,
 ) -> None:
     """Success rate of a policy on simulated robots, with its 95 % interval."""
+    if suite not in ("", *SUITES):
+        fail(f"no suite {suite!r}; there are {', '.join(SUITES)}")
     if task not in TASKS:
         fail(f"no task {task!r}; there are {', '.join(TASKS)}")
+    tasks = [member.name for member in SUITES[suite].tasks] if suite else [task]
     try:
         Shift.parse(shift)
         checkpoint.read_card(policy)
     except (ValueError, CheckpointRefused) as error:
         fail(error)
-    outcomes: dict[int, bool] = {}
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="lwd-") as folder, progress_bar() as bar:
-        seeds = range(first_seed, first_seed + episodes)
+        scenes = [(name, seed) for seed in range(first_seed, first_seed + episodes) for name in tasks]
         request = RolloutRequest(
-            robot_file=str(robot.write(Path(folder))),
-            episodes=[(task, seed) for seed in seeds],
-            shift=shift,
-            policy=str(policy),
+            robot_file=str(robot.write(Path(folder))), episodes=scenes, shift=shift, policy=str(policy)
         )
-        row = bar.add_task("evaluate", total=episodes, note="")
+        row = bar.add_task("evaluate", total=len(scenes), note="")
         try:
-            with Rollouts(split(request, min(workers, episodes)), Path(folder) / "workers") as rollouts:
+            with Rollouts(split(request, min(workers, len(scenes))), Path(folder) / "workers") as rollouts:
                 for result in rollouts:
-                    outcomes[result["request"]["seed"]] = result["success"]
-                    bar.update(row, advance=1, note=f"{sum(outcomes.values())} succeeded")
+                    results.append(result)
+                    bar.update(row, advance=1, note=f"{sum(one['success'] for one in results)} succeeded")
         except RolloutFailed as error:
             fail(error)
-    rate = success_rate(list(outcomes.values()))
+    records = [_judged([one for one in results if one["request"]["task"] == name], name) for name in tasks]
     if as_json:
-        by_seed = {str(seed): outcomes[seed] for seed in sorted(outcomes)}
-        record = {
-            "task": task,
-            "shift": shift,
-            "policy": policy.name,
-            "success": asdict(rate),
-            "outcomes": by_seed,
-        }
-        print(json.dumps(record, indent=1))
+        print(json.dumps({"policy": policy.name, "shift": shift, "tasks": records}, indent=1))
         return
-    console.print(
-        f"{task}: {sum(outcomes.values())} of {len(outcomes)} succeeded, "
-        f"{rate.value:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
-    )
+    for record in records:
+        rate = record["success"]
+        console.print(
+            f"{record['task']}: {sum(record['outcomes'].values())} of {episodes} succeeded, "
+            f"{rate['value']:.1%} (95 % interval {rate['low']:.1%} to {rate['high']:.1%}), "
+            f"sub-steps {record['sub_steps']:.2f}"
+        )
+
+
+def _judged(results: list[dict[str, Any]], task: str) -> dict[str, Any]:
+    """What all scenes of one task came to. sub_steps: mean of their scores, 0 to 1."""
+    outcomes = {one["request"]["seed"]: one["success"] for one in results}
+    scores = [score for one in results for score in one["sub_step_scores"]]
+    return {
+        "task": task,
+        "success": asdict(success_rate(list(outcomes.values()))),
+        "sub_steps": sum(scores) / len(scores),
+        "outcomes": {str(seed): outcomes[seed] for seed in sorted(outcomes)},
+    }
 
 
 def publish(

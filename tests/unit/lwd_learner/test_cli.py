@@ -69,6 +69,7 @@ def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> No
         ("train", "offline", "--run", tmp_path, "--method", "magic", "--steps", 1),
         ("eval", "--policy", nowhere),
         ("eval", "--policy", nowhere, "--task", "juggle"),
+        ("eval", "--policy", nowhere, "--suite", "nine"),
         ("eval", "--policy", nowhere, "--shift", "weather"),
         ("episodes",),
         ("episodes", "--catalog", nowhere),
@@ -182,7 +183,15 @@ def test_eval_says_the_rate_with_its_interval(tmp_path: Path) -> None:
         "--shift",
         "placement",
     )
-    record = json.loads(lwd(*words, "--json").stdout)
-    assert record["outcomes"].keys() == {"7", "8"} and record["shift"] == "placement"
+    said = json.loads(lwd(*words, "--json").stdout)
+    assert said["shift"] == "placement" and said["policy"] == policy.name
+    (record,) = said["tasks"]
+    assert record["task"] == "place" and record["outcomes"].keys() == {"7", "8"}
     rate = record["success"]
-    assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
+    assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1 and 0 <= record["sub_steps"] <= 1
+
+
+def test_eval_of_a_suite_judges_all_of_its_tasks(tmp_path: Path) -> None:
+    policy = checkpoint.save(tmp_path, SmallRun(tmp_path / "run").policy())
+    said = lwd("eval", "--policy", policy, "--suite", "demo", "--episodes", 1).output
+    assert "place: " in said and "stow: " in said and "of 1 succeeded" in said and "sub-steps" in said
