@@ -195,6 +195,8 @@ class ShardedGroup(Group):
     ranks must therefore call a network equally often, also without gradient.
     """
 
+    sharded = True
+
     def __init__(self, device: torch.device, root: int = 0) -> None:
         super().__init__(device, root)
         self._mesh = init_device_mesh(device.type, (self.size,))

@@ -132,13 +132,6 @@ class Learner:
             ranks,
             Sight(history, self._cameras),
         )
-        expert = self.trainer.actor.descent.module
-        if self.trainer.config.head is not None and any(
-            ranks.whole(one) is not one for one in expert.parameters()
-        ):
-            raise ValueError(
-                "a head is published by the first rank, which needs it whole: train it with ddp, not fsdp"
-            )
         layout = ReplayLayout(
             policy.feature_dim,
             action.horizon,

@@ -31,7 +31,7 @@ class Ranks:
 
     index: int = 0
     size: int = 1
-
+    sharded: bool = False  # whether a rank keeps pieces of parameters only
     keeper: bool = True  # whether this rank keeps the files of its host; the first rank always does
 
     @property

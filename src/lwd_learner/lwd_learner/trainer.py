@@ -99,8 +99,12 @@ class Trainer:
     ) -> None:
         """Networks and random numbers are of torch's default precision, and batches must be. ranks: see `Ranks`; each
         makes the same calls with its rows of a batch, `ranks.share(config.batch)` of them. sight: the images of those
-        batches, for a critic with features of its own."""
+        batches, for a critic with features of its own. Raises ValueError for what the ranks cannot train."""
         self.config = config = config or TrainerConfig()
+        if config.head is not None and ranks.sharded:
+            raise ValueError(
+                "a head is published by the first rank, which needs it whole: train it with ddp, not fsdp"
+            )
         self.ranks = ranks
         self.device = torch.device(device)
         of_policy = partial(

@@ -23,6 +23,7 @@ from lwd_learner.distributed import joined
 from lwd_learner.extraction.awr import AwrConfig
 from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.one_step import OneStepConfig
+from lwd_learner.extraction.recap import RecapConfig
 from lwd_learner.image_encoder import ImageEncoderConfig, Sight
 from lwd_learner.qam import QamConfig
 from lwd_learner.ranks import ALONE, Ranks, RanksDiverged
@@ -32,7 +33,7 @@ from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import saved_states
 
 C, H, A, ROWS = 6, 4, 2, 16
-CLONE_STEPS, LEARN_STEPS = 5, 20
+CLONE_STEPS, LEARN_STEPS = 5, 11
 CROWDED = 0.6  # share outside the box; about what it is, so that ranks left alone would decide differently
 LWD = TrainerConfig(
     extraction=QamConfig(steps=5), critic=CriticConfig(width=32, embedding=8), batch=ROWS, policy_rate=3e-3
@@ -50,12 +51,14 @@ CASES = {
     "awr": replace(LWD, extraction=AwrConfig(temperature=0.3)),
     "own": replace(LWD, critic=replace(LWD.critic, features="own", encoder=EYES)),
 }
+NEED_WHOLE_NETWORKS = (CASES["edit"], CASES["one_step"], replace(LWD, extraction=RecapConfig()))
 
 
 class BlockExpert(nn.Module):
     """The interface of a flow expert; a list of blocks, and a buffer that no state dictionary holds."""
 
     scale: Tensor
+    context_entry = "enter"
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -174,7 +177,17 @@ def agree(out: Path, ranks: Ranks) -> None:
         made.save(out / "diverged")
     except RanksDiverged as error:
         seen["diverged"] = str(error)
+    seen["refused"] = [refusal(config, ranks) for config in NEED_WHOLE_NETWORKS]
     (out / f"agreed.{ranks.index}.json").write_text(json.dumps(seen))
+
+
+def refusal(config: TrainerConfig, ranks: Ranks) -> str:
+    """What is said where a trainer cannot be made; empty where it can."""
+    try:
+        Trainer(BlockExpert(), C, H, A, config, ranks=ranks)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def survive(out: Path, ranks: Ranks) -> None:
@@ -244,7 +257,6 @@ def main() -> None:
         if task == "compare":
             compare(Path(out), ranks, cases)
             agree(Path(out), ranks)
-        elif task == "watch":
             for hosts in (1, 2):
                 watch(Path(out), ranks, hosts)
         else:

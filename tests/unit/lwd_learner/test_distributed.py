@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks_worker import CASES, CLONE_STEPS, LEARN_STEPS, tensors, trainer, updates
+from ranks_worker import CASES, CLONE_STEPS, LEARN_STEPS, NEED_WHOLE_NETWORKS, tensors, trainer, updates
 from safetensors.torch import load_file
 from small_run import SmallRun
 
@@ -112,6 +112,13 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all_and_changes_nothing(
         assert seen["unchanged"]
 
 
+def test_what_needs_whole_networks_is_refused_where_ranks_hold_pieces(ddp: Path, fsdp: Path) -> None:
+    for seen in agreed(fsdp):
+        assert len(seen["refused"]) == len(NEED_WHOLE_NETWORKS)
+        assert all("train it with ddp, not fsdp" in text for text in seen["refused"])
+    assert all(not any(seen["refused"]) for seen in agreed(ddp))
+
+
 def test_ranks_draw_different_minibatches_from_a_stream_that_stays_common(ddp: Path) -> None:
     first, second = agreed(ddp)
     assert first["draws"] != second["draws"]
@@ -157,17 +164,16 @@ def test_training_whose_rank_was_killed_ends_as_if_nothing_had_happened(ddp: Pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_ranks_of_different_speed_see_the_same_episodes_at_every_step(tmp_path: Path) -> None:
+def test_ranks_of_different_speed_see_the_same_episodes_at_every_step(ddp: Path) -> None:
     """algorithm.md, test 25; with one replay for both, and with a copy of it on another host."""
-    torchrun(str(WORKER), str(tmp_path), "ddp", "watch")
     for hosts in (1, 2):
-        seen = [json.loads((tmp_path / f"seen.{hosts}.{index}.json").read_text()) for index in range(2)]
+        seen = [json.loads((ddp / f"seen.{hosts}.{index}.json").read_text()) for index in range(2)]
         (first, stored), (second, copied) = seen
         counts = [count for count, _, _ in first]
         assert counts == [count for count, _, _ in second]
         assert counts == sorted(counts) and len(set(counts)) > 8
         assert stored == copied and len(stored) > counts[-1]
-        with ReplayReader(tmp_path / f"{hosts}.host0", 0) as replay:
+        with ReplayReader(ddp / f"{hosts}.host0", 0) as replay:
             for (count, mine, _), (_, other, _) in zip(first, second, strict=True):
                 replay.see(count)
                 assert {*mine, *other} <= {*replay.rows().tolist()}
@@ -175,7 +181,7 @@ def test_ranks_of_different_speed_see_the_same_episodes_at_every_step(tmp_path: 
                     *other
                 }  # minibatches of one view, from parts of their own
         for _, rows, features in (*first, *second):  # a row is the same transition in every copy
-            with ReplayReader(tmp_path / f"{hosts}.host0") as replay:
+            with ReplayReader(ddp / f"{hosts}.host0") as replay:
                 assert replay.batch(np.array(rows), 0.9).context[:, -1].tolist() == features
 
 

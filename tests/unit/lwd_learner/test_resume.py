@@ -65,10 +65,7 @@ def test_a_learner_killed_at_any_moment_repeats_its_steps_bit_for_bit(
     committed: Path, tmp_path: Path
 ) -> None:
     straight, killed = (shutil.copytree(committed, tmp_path / name) for name in ("straight", "killed"))
-    assert start(straight).wait() == 0
-    expected = dict(said(straight))
-    assert sorted(expected) == list(range(1, STEPS + 1))
-
+    not_killed = start(straight)
     random_ = random.Random(0)
     states, journal = killed / "learner" / "state", killed / "learner" / "ingests.jsonl"
 
@@ -105,6 +102,9 @@ def test_a_learner_killed_at_any_moment_repeats_its_steps_bit_for_bit(
     for moment in moments:
         assert kill_when(killed, moment)
     assert start(killed).wait() == 0
+    assert not_killed.wait() == 0
+    expected = dict(said(straight))
+    assert sorted(expected) == list(range(1, STEPS + 1))
 
     taken = said(killed)
     assert len(taken) > STEPS, "no kill cost a step"

@@ -120,9 +120,8 @@ class EpisodeNode(ManagedNode):
 
     def deactivate(self) -> None:
         if self._machine.state in (State.PREPARING, State.RUNNING):
-            self._machine.abort(
-                "the episode node was stopped"
-            )  # `_run` sees it, and has the recording sealed
+            # `_run` sees it, and has the recording sealed.
+            self._machine.abort("the episode node was stopped")
 
     def unfinished(self) -> bool:
         return self._machine.state is State.ENDED and self._stop.service_is_ready()
