@@ -57,6 +57,10 @@ from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationError
 
 _EPISODE_TOPICS = ("episode", "executed_action", "policy/action_chunk")
+_NOTE_EVERY = (
+    16  # episodes between two notes of how far ingest has come, for the catalog and for waiting ranks
+)
+_DONE, _MORE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -176,13 +180,17 @@ class Learner:
         all; the result is empty on the others."""
         result = Ingested()
         if self.ranks.first:
-            self._ingest(source, progress, limit, result)
+            for _ in self._ingest(source, progress, limit, result):
+                self.ranks.newest(_MORE)
+        while self.ranks.newest(_DONE) == _MORE:  # what the first rank says; one long wait would time out
+            pass
         self._agree()
         return result
 
     def _ingest(
         self, source: Source, progress: Callable[[int, int], None], limit: int | None, result: Ingested
-    ) -> None:
+    ) -> Iterator[None]:
+        """Yields now and then, when what was taken in so far is never taken in again."""
         rows = self.catalog.episodes_since(self.snapshot, limit)
         if rows and self._journal is not None:
             stored = self._shared.written.stored, self._shared_held_out.written.stored
@@ -206,8 +214,9 @@ class Learner:
                 self.catalog.quarantine(row.episode_id, f"not ingested: {error}", "")
             self.snapshot = row.seq
             progress(done + 1, len(rows))
-        if rows:
-            self.catalog.set_cursor(self._name, self.snapshot)
+            if (done + 1) % _NOTE_EVERY == 0 or done + 1 == len(rows):
+                self.catalog.set_cursor(self._name, self.snapshot)
+                yield
 
     def _agree(self) -> None:
         """All ranks see the same episodes from here on: those that had come in when the trainer first was at this step."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_run import SmallRun, small_config
 
+from lwd_learner import learner as learner_module
 from lwd_learner import value_learner
 from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.headed import HeadConfig
@@ -19,6 +20,7 @@ from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
+from lwd_learner.ranks import Ranks
 from lwd_learner.selections import DEMONSTRATIONS
 from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
@@ -129,6 +131,23 @@ def test_a_restart_goes_on_from_the_cursor(run: SmallRun) -> None:
     assert again.ingest("offline").episodes == 1
     assert again.ingest("offline").episodes == 0
     assert len(again.replay.episode_ids) == 2
+
+
+def test_a_long_ingest_notes_how_far_it_has_come_and_tells_ranks_that_wait(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = run.learner(held_out=0.0)
+    told: list[tuple[int, int]] = []
+
+    def newest(ranks: Ranks, number: int) -> int:
+        told.append((number, run.catalog.cursor("learner")))
+        return number
+
+    monkeypatch.setattr(learner_module, "_NOTE_EVERY", 1)
+    monkeypatch.setattr(Ranks, "newest", newest)
+    assert learner.ingest("offline").episodes == 2
+    assert told[:3] == [(learner_module._MORE, 1), (learner_module._MORE, 2), (learner_module._DONE, 2)]
+    learner.close()
 
 
 def test_where_the_replay_was_moved_away_everything_is_ingested_anew(run: SmallRun) -> None:
