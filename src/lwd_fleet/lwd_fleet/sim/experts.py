@@ -35,6 +35,7 @@ _TILT_RAD_S = 1.2  # of the tool, and about the vertical, too
 _YAW_RAD = 1.2  # that a tool turns, at most
 _STRAIGHT_RAD = 0.05
 _POUR_HEIGHT_M = 0.035  # of the lip over the mouth
+_POUR_CLEARANCE_M = 0.025  # under a vessel that is about to lean: its bottom, and some air
 _POUR_STEPS = 80
 _REACH_ACROSS_M = 0.19  # beyond the middle, with the tool pointing down
 _MIDDLE = np.array([0.0, -0.06, 0.035])  # free in every scene
@@ -255,22 +256,25 @@ class Expert:
     def pour(self, arm: str, vessel: str, into: str, portions: float) -> Script:
         """Pour from the held vessel until `into` has gained the portions, or there is no more; ends when it is lost.
 
-        The vessel leans towards the receiver from the side on which the tool is.
+        The vessel leans towards the receiver from the side on which the tool is. It comes down to the receiver as it
+        leans: upright it is held so high that its bottom clears the receiver's mouth.
         """
         world, hand = self.world, self._hands[arm]
+        hollow = world.task.parts.vessels[vessel]
+        clear = max(_POUR_HEIGHT_M, hollow.mouth - hollow.floor + _POUR_CLEARANCE_M)
         mouth = world.mouth(into) + self.scatter(0.004)
         side = 1.0 if world.tool(arm)[0] < mouth[0] else -1.0
         upright = _turned(world.mouth(vessel) - world.tool(arm), -hand.tilt)
-        lip = upright + [side * world.task.parts.vessels[vessel].lip, 0.0, 0.0]
+        lip = upright + [side * hollow.lip, 0.0, 0.0]
         wanted = sum(world.content(into).values()) + portions
 
-        def tool(height: float = _POUR_HEIGHT_M) -> Array:
-            return over(mouth - _turned(lip, hand.tilt), height)
+        def tool() -> Array:
+            lean = abs(hand.tilt) / _POUR_TILT_RAD
+            return over(mouth - _turned(lip, hand.tilt), clear + min(1.0, lean) * (_POUR_HEIGHT_M - clear))
 
         def poured() -> bool:
             return sum(world.content(into).values()) >= wanted or not any(world.content(vessel).values())
 
-        yield from self._go(arm, lambda: tool(0.09), CLOSED_M, 0.02)
         yield from self._go(arm, tool, CLOSED_M, _NEAR_M)
         for _ in range(_POUR_STEPS):
             if poured() or world.held(arm) != vessel:
@@ -278,7 +282,6 @@ class Expert:
             yield Wish(tool(), CLOSED_M, steady=True, tilt=side * _POUR_TILT_RAD)
         while abs(hand.tilt) > 0.05:
             yield Wish(tool(), CLOSED_M, steady=True)
-        yield from self._go(arm, lambda: tool(0.09), CLOSED_M, 0.025)
 
     def lead(self, arm: str, panel: str, opening: float) -> Script:
         """Take the panel's handle, unless it is held, and move the panel to an opening (0 to 1); keeps the handle.

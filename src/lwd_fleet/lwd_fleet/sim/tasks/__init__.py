@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from lwd_fleet.sim.tasks.cocktail import COCKTAIL
 from lwd_fleet.sim.tasks.correct import CORRECT
 from lwd_fleet.sim.tasks.freezer import FREEZER
 from lwd_fleet.sim.tasks.open_cooler import OPEN_COOLER
@@ -58,7 +59,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("demo", (PLACE, STOW)),
-        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, SHOEBOX)),
+        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, COCKTAIL, SHOEBOX)),
     )
 }
 TASKS = {task.name: task for suite in SUITES.values() for task in suite.tasks}
