@@ -14,6 +14,7 @@ from lwd_fleet.sim.tasks.place import PLACE
 from lwd_fleet.sim.tasks.restock import RESTOCK
 from lwd_fleet.sim.tasks.shoebox import SHOEBOX
 from lwd_fleet.sim.tasks.stow import STOW
+from lwd_fleet.sim.tasks.tea import TEA
 from lwd_fleet.sim.tasks.task import SPLITS, Goal, Layout, Progress, Scene, SceneView, Task
 
 __all__ = [
@@ -59,7 +60,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("demo", (PLACE, STOW)),
-        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, COCKTAIL, SHOEBOX)),
+        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, TEA, COCKTAIL, SHOEBOX)),
     )
 }
 TASKS = {task.name: task for suite in SUITES.values() for task in suite.tasks}
