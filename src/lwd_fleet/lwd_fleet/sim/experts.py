@@ -257,7 +257,7 @@ class Expert:
         """Pour from the held vessel until `into` has gained the portions, or there is no more; ends when it is lost.
 
         The vessel leans towards the receiver from the side on which the tool is. It comes down to the receiver as it
-        leans: upright it is held so high that its bottom clears the receiver's mouth.
+        leans, and rises before it is upright again: then its bottom has to clear the receiver's mouth.
         """
         world, hand = self.world, self._hands[arm]
         hollow = world.task.parts.vessels[vessel]
@@ -268,9 +268,12 @@ class Expert:
         lip = upright + [side * hollow.lip, 0.0, 0.0]
         wanted = sum(world.content(into).values()) + portions
 
+        def high() -> Array:
+            return over(mouth - _turned(lip, hand.tilt), clear)
+
         def tool() -> Array:
-            lean = abs(hand.tilt) / _POUR_TILT_RAD
-            return over(mouth - _turned(lip, hand.tilt), clear + min(1.0, lean) * (_POUR_HEIGHT_M - clear))
+            lean = min(1.0, abs(hand.tilt) / _POUR_TILT_RAD)
+            return over(high(), lean * (_POUR_HEIGHT_M - clear))
 
         def poured() -> bool:
             return sum(world.content(into).values()) >= wanted or not any(world.content(vessel).values())
@@ -281,7 +284,7 @@ class Expert:
                 break
             yield Wish(tool(), CLOSED_M, steady=True, tilt=side * _POUR_TILT_RAD)
         while abs(hand.tilt) > 0.05:
-            yield Wish(tool(), CLOSED_M, steady=True)
+            yield Wish(high(), CLOSED_M, steady=True)
 
     def lead(self, arm: str, panel: str, opening: float) -> Script:
         """Take the panel's handle, unless it is held, and move the panel to an opening (0 to 1); keeps the handle.
