@@ -14,8 +14,8 @@ from lwd_fleet.sim.tasks.place import PLACE
 from lwd_fleet.sim.tasks.restock import RESTOCK
 from lwd_fleet.sim.tasks.shoebox import SHOEBOX
 from lwd_fleet.sim.tasks.stow import STOW
-from lwd_fleet.sim.tasks.tea import TEA
 from lwd_fleet.sim.tasks.task import SPLITS, Goal, Layout, Progress, Scene, SceneView, Task
+from lwd_fleet.sim.tasks.tea import TEA
 
 __all__ = [
     "SPLITS",
