@@ -8,6 +8,7 @@ appended meanwhile. SQLite in WAL mode: a reader neither waits for the writer no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,15 @@ class Ledger:
             " AND number NOT IN (SELECT number FROM superseded WHERE by < ?) ORDER BY number",
             (stored, stored),
         ).fetchall()
+
+    def fingerprint(self, stored: int) -> int:
+        """Of the contents of the first `stored` appends and their order, 56 bits."""
+        hasher = hashlib.sha256()
+        for (digest,) in self._connection.execute(
+            "SELECT digest FROM episodes WHERE number < ? ORDER BY number", (stored,)
+        ):
+            hasher.update(digest.encode())
+        return int.from_bytes(hasher.digest()[:7], "big")
 
     def described(self, number: int) -> tuple[str, str, str]:
         """(episode id, task, source) of one append. Raises ReplayMissing."""

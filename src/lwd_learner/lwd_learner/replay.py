@@ -112,6 +112,11 @@ class ReplayReader:
         """Episodes of the ledger, those that later ones replaced included: it only grows."""
         return self._ledger.stored
 
+    def fingerprint(self, stored: int) -> int:
+        """Of the contents of its first `stored` episodes and their order, 56 bits: two replays with the same one have the
+        same rows at the same places."""
+        return self._ledger.fingerprint(stored)
+
     @property
     def seen(self) -> int:
         """How many of them this reader sees."""

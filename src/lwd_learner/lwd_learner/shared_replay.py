@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lwd_learner.ranks import Ranks
-from lwd_learner.replay import Replay, ReplayReader
+from lwd_learner.replay import Replay, ReplayMismatch, ReplayReader
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
 
 _ARRAYS = ("features", "previous", "actions", "images", "image_places")
@@ -35,8 +35,27 @@ class SharedReplay:
             ranks.wait()  # until there is something to open
             self.whole: ReplayReader
             self.whole = opening.enter_context(ReplayReader(directory)) if self._copy is None else self._copy
+            self._require_same(directory)
             self.part = self.whole if ranks.size == 1 else self.whole.shard(ranks.index, ranks.size)
             self._resources = opening.pop_all()
+
+    def _require_same(self, directory: Path) -> None:
+        """Copies would go on from where they end. Raises ReplayMismatch on all ranks if one of them is no beginning of
+        what the first rank has, as where that was moved away and ingested anew."""
+        if self._ranks.size == 1:
+            return
+        stored = self.whole.stored
+        mine = self.whole.fingerprint(self._ranks.least(stored))
+        firsts = (
+            self._ranks.newest(mine),
+            self._ranks.newest(stored),
+        )  # every rank asks both, whatever it is told
+        other = mine != firsts[0] or stored > firsts[1]
+        if self._ranks.any(other):
+            raise ReplayMismatch(
+                f"{directory}: {'this copy is' if other else 'the copy of another host is'} not of the first rank's"
+                " replay; remove such copies, and they are made anew"
+            )
 
     def close(self) -> None:
         """Release the files."""

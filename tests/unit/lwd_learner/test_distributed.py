@@ -188,7 +188,7 @@ def test_ranks_of_different_speed_see_the_same_episodes_at_every_step(ddp: Path)
 def test_the_command_trains_on_two_hosts_of_which_one_has_nothing(tmp_path: Path) -> None:
     """Two launchers with a run directory each, as on two machines; the second one's is empty."""
     run = SmallRun(tmp_path / "here")
-    run.commit([1, 2])
+    run.commit([1, 2, 3])  # names are random, and a tenth of them is held out: hardly ever all of them
     policy = checkpoint.save(tmp_path / "start", run.policy())
     command = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--local-addr=localhost"]
     command += [f"--rdzv-endpoint=localhost:{free_port()}", "--monitor-interval=0.1"]

@@ -19,6 +19,7 @@ import torch
 
 from lwd_learner import column
 from lwd_learner.column import ColumnTooShort
+from lwd_learner.ranks import Ranks
 from lwd_learner.replay import (
     EVERYTHING,
     Replay,
@@ -30,6 +31,7 @@ from lwd_learner.replay import (
     Selection,
 )
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
+from lwd_learner.shared_replay import SharedReplay
 
 F, H, A = 3, 4, 2
 # Segments of three transitions, six chunks, sixteen feature vectors: every test crosses from one into the next.
@@ -496,6 +498,35 @@ def test_a_layout_that_lacks_a_field_is_refused_in_words(
     damaged.close()
     with pytest.raises(ReplayMismatch, match="does not say horizon; move it away"):
         ReplayReader(tmp_path / "replay")
+
+
+class SecondOfTwo(Ranks):
+    """The other host, as its replay sees it; the first one has `stored` episodes with this fingerprint."""
+
+    index, size = 1, 2
+
+    def __init__(self, stored: int, fingerprint: int) -> None:
+        self._stored, self._said = stored, iter([fingerprint, stored])
+
+    def newest(self, number: int) -> int:
+        return next(self._said)
+
+    def least(self, number: int) -> int:
+        return min(number, self._stored)
+
+
+def test_a_copy_of_another_replay_than_the_first_ranks_is_refused(
+    opened: Callable[..., Replay], tmp_path: Path
+) -> None:
+    with opened(episode("a"), episode("b"), directory="copy") as copy:
+        one, two = copy.fingerprint(1), copy.fingerprint(2)
+    with opened(episode("b"), episode("a"), directory="turned") as turned:
+        assert turned.fingerprint(2) != two
+    for stored, fingerprint in ((3, two), (2, two)):  # it ends where the first one goes on, or with it
+        SharedReplay(tmp_path / "copy", LAYOUT, SecondOfTwo(stored, fingerprint)).close()
+    for stored, fingerprint in ((3, one), (1, one)):  # others in it, or more than the first one has
+        with pytest.raises(ReplayMismatch, match="copy is not of the first rank's replay; remove"):
+            SharedReplay(tmp_path / "copy", LAYOUT, SecondOfTwo(stored, fingerprint))
 
 
 def test_one_writer_at_a_time(opened: Callable[..., Replay]) -> None:
