@@ -33,7 +33,7 @@ from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_state import saved_states
 
 C, H, A, ROWS = 6, 4, 2, 16
-CLONE_STEPS, LEARN_STEPS = 5, 11
+CLONE_STEPS, LEARN_STEPS = 5, 15  # twenty in all
 CROWDED = 0.6  # share outside the box; about what it is, so that ranks left alone would decide differently
 LWD = TrainerConfig(
     extraction=QamConfig(steps=5), critic=CriticConfig(width=32, embedding=8), batch=ROWS, policy_rate=3e-3
