@@ -292,6 +292,7 @@ class Expert:
         Ends, too, when the panel gets no closer.
         """
         world, hand = self.world, self._hands[arm]
+        hand.arrived_steps = 0
         for _ in range(_LEAD_STEPS):
             if world.held(arm) != panel:
                 yield from self.grasp(arm, panel)

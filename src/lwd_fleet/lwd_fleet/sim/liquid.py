@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Liquid as amounts in vessels: it flows out of a vessel that leans, into the one below its lip, or is spilled.
+No portion is lost: what is in no vessel any more is in `spilled`.
 
 There are no particles. The level is shown by a disc in the vessel, so that cameras see it.
 """
@@ -24,7 +25,7 @@ FLOW_PER_S = 0.8  # portions, at full lean
 UPRIGHT_RAD = 0.35  # a vessel that leans less can be poured into
 _FALL_M = 0.15  # from higher above the mouth, the stream misses
 _BELOW_M = 0.01  # that the lip may dip into the mouth
-_COVER_XY_M, _COVER_Z_M = 0.02, 0.03
+_COVER_XY_M, _COVER_Z_M = 0.026, 0.02
 
 
 class Liquids:
@@ -54,12 +55,17 @@ class Liquids:
         return self._contents[name]
 
     def add(self, name: str, ingredient: str, portions: float) -> None:
-        """Put an ingredient in (take it out, if negative). What does not fit is spilled."""
-        content = self._contents[name]
-        room = self._vessels[name].capacity - sum(content.values())
-        content[ingredient] = max(0.0, content[ingredient] + min(portions, room))
-        self.spilled += max(0.0, portions - room)
+        """Put an ingredient in (take it out, as far as there is any, if negative). What does not fit is spilled."""
+        if portions < 0.0:
+            content = self._contents[name]
+            content[ingredient] = max(0.0, content[ingredient] + portions)
+        else:
+            self._receive(name, {ingredient: portions})
         self._show(name)
+
+    def fall(self, point: Array, ingredient: str, portions: float) -> None:
+        """A stream from a point, [3] m in base_link: into the vessel below it, or spilled."""
+        self._land(self._below(None, point), {ingredient: portions})
 
     def surface(self, name: str) -> Array:
         """Centre of the liquid's surface, of the floor where there is none: [3] m in base_link."""
@@ -84,15 +90,28 @@ class Liquids:
 
     def _pour(self, source: str, receiver: str | None, portions: float) -> None:
         content = self._contents[source]
-        total = sum(content.values())
-        share = min(1.0, portions / total)
-        for ingredient, amount in list(content.items()):
-            content[ingredient] = amount * (1.0 - share) if share < 1.0 else 0.0
-            if receiver is None:
-                self.spilled += amount * share
-            else:
-                self.add(receiver, ingredient, amount * share)
+        share = min(1.0, portions / sum(content.values()))
+        stream = {ingredient: amount * share for ingredient, amount in content.items()}
+        for ingredient, amount in stream.items():
+            content[ingredient] -= amount
         self._show(source)
+        self._land(receiver, stream)
+
+    def _land(self, receiver: str | None, stream: Mapping[str, float]) -> None:
+        if receiver is None:
+            self.spilled += sum(stream.values())
+        else:
+            self._receive(receiver, stream)
+            self._show(receiver)
+
+    def _receive(self, name: str, mixture: Mapping[str, float]) -> None:
+        """Add as much of a mixture as there is room for; the rest is spilled."""
+        content, total = self._contents[name], sum(mixture.values())
+        room = max(0.0, self._vessels[name].capacity - sum(content.values()))
+        fits = min(1.0, room / total) if total > 0.0 else 1.0
+        for ingredient, portions in mixture.items():
+            content[ingredient] += portions * fits
+        self.spilled += total * (1.0 - fits)
 
     def _lip(self, name: str, vessel: Vessel) -> Array:
         """Where liquid leaves a leaning vessel: on the lowest side of its mouth."""
@@ -100,15 +119,18 @@ class Liquids:
         sideways = -down[:2] / max(float(np.hypot(down[0], down[1])), 1e-9)
         return self._in_base(name, (vessel.lip * sideways[0], vessel.lip * sideways[1], vessel.mouth))
 
-    def _below(self, source: str, lip: Array) -> str | None:
-        """The vessel into which a stream from `lip` falls."""
+    def _below(self, source: str | None, lip: Array) -> str | None:
+        """The vessel into which a stream from `lip` falls: of several, the highest."""
+        found, highest = None, -np.inf
         for name, vessel in self._vessels.items():
             if name == source or self.lean(name) > UPRIGHT_RAD or self._covered(name):
                 continue
-            offset = lip - self.mouth(name)
-            if np.hypot(offset[0], offset[1]) < vessel.radius and -_BELOW_M < offset[2] < _FALL_M:
-                return name
-        return None
+            mouth = self.mouth(name)
+            offset = lip - mouth
+            inside = np.hypot(offset[0], offset[1]) < vessel.radius and -_BELOW_M < offset[2] < _FALL_M
+            if inside and mouth[2] > highest:
+                found, highest = name, float(mouth[2])
+        return found
 
     def _covered(self, name: str) -> bool:
         mouth = self.mouth(name)

@@ -267,6 +267,10 @@ class World:
         """Put liquid into a vessel (take it out, if negative); what does not fit is spilled."""
         self._liquids.add(vessel, ingredient, portions)
 
+    def fall(self, point: Array, ingredient: str, portions: float) -> None:
+        """Let liquid fall from a point, [3] m: into the vessel below, or it is spilled."""
+        self._liquids.fall(point, ingredient, portions)
+
     def tool(self, arm: str) -> Array:
         """True tool centre point, [3] m; differs from forward kinematics by the calibration error."""
         return np.array(self._data.site(f"{arm}_tcp").xpos)

@@ -9,6 +9,7 @@ from functools import cached_property
 from lwd_fleet.sim.tasks.cocktail import COCKTAIL
 from lwd_fleet.sim.tasks.correct import CORRECT
 from lwd_fleet.sim.tasks.freezer import FREEZER
+from lwd_fleet.sim.tasks.juice import JUICE
 from lwd_fleet.sim.tasks.open_cooler import OPEN_COOLER
 from lwd_fleet.sim.tasks.place import PLACE
 from lwd_fleet.sim.tasks.restock import RESTOCK
@@ -60,7 +61,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("demo", (PLACE, STOW)),
-        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, TEA, COCKTAIL, SHOEBOX)),
+        Suite("eight", (RESTOCK, CORRECT, FREEZER, OPEN_COOLER, TEA, JUICE, COCKTAIL, SHOEBOX)),
     )
 }
 TASKS = {task.name: task for suite in SUITES.values() for task in suite.tasks}

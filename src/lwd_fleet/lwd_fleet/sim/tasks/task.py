@@ -87,6 +87,10 @@ class Scene(SceneView, Protocol):
         """Put liquid into a vessel (take it out, if negative); what does not fit is spilled."""
         ...
 
+    def fall(self, point: Array, ingredient: str, portions: float) -> None:
+        """Let liquid fall from a point, [3] m: into the vessel below, or it is spilled."""
+        ...
+
 
 class Progress(Protocol):
     """Judges one episode. `update` is called after every output tick."""
