@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor
 from lwd_learner.batch import Batch
 from lwd_learner.replay import ReplayReader
 from lwd_learner.trainer import Trainer
-from lwd_learner.transitions import AUTHOR_POLICY, OUTCOME_SUCCESS
+from lwd_learner.transitions import AUTHOR_POLICY, OUTCOME_SUCCESS, OUTCOME_UNLABELLED
 
 AUC_MIN = 0.6  # of Q for the outcome
-ACTION_AUC_MIN = 0.55  # of the advantage for the outcome: a coin has 0.5, and 512 rows an error of about 0.03
+# Of the advantage for the outcome. A coin has 0.5; rows of one episode are much alike, so with 20 successes and 20 failures
+# its error is up to 0.09. This keeps out what is blind or inverted, it does not prove that a critic sees.
+ACTION_AUC_MIN = 0.55
 
+_TIME_BIN_S = 1.0  # s of executed time in which rows of different episodes are compared
 _ROWS_WITH_IMAGES = 64  # that are judged at a time
 _RANKED_ROWS = 512  # of the policy, that its own alternatives are drawn for
 
@@ -51,48 +55,89 @@ class Examination:
 
 
 def examine(trainer: Trainer, held_out: ReplayReader, images: bool = False) -> Examination:
-    """Judge the critic by episodes that it was not trained on. images: its features need them."""
-    spans = held_out.spans
-    if not spans:
+    """Judge the critic by labelled episodes that it was not trained on. images: its features need them."""
+    rows, elapsed, left = _moments(held_out)
+    if not len(rows):
         return Examination(CriticCheck(), np.zeros(0, np.float32), np.zeros(0))
-    rows = np.concatenate([np.arange(first, first + count) for _, first, count in spans])
-    place = np.concatenate([np.arange(count) for _, _, count in spans])
-    left = np.concatenate([np.arange(count)[::-1] for _, _, count in spans])
     gamma = trainer.config.gamma
     batch = held_out.batch(rows, gamma)
     success = (batch.outcome == OUTCOME_SUCCESS).numpy()
-    stratum = batch.task.numpy() * 1000 + place
+    time_bin = (elapsed * trainer.config.step_s / _TIME_BIN_S).astype(np.int64)
+    stratum = batch.task.numpy() * (time_bin.max() + 1) + time_bin
     q = _in_pieces(trainer.judge, held_out, rows, gamma, images)
-    executed = batch.mask.sum(dim=1).float().mean().item()
-    outcome = success * gamma ** (executed * left)
+    outcome = success * gamma ** (left - 1.0)  # the reward lies on the last step
+    by_policy = np.flatnonzero(batch.author.numpy() == AUTHOR_POLICY)
     check = CriticCheck(
         auc=outcome_auc(q, success, stratum),
         action_auc=_action_auc(
-            trainer, held_out, rows, (batch.author == AUTHOR_POLICY).numpy(), success, stratum, images
+            trainer, held_out, rows[by_policy], success[by_policy], stratum[by_policy], images
         ),
         over_estimate=float(np.median(q - outcome)),
     )
     return Examination(check, q, outcome)
 
 
+def _moments(replay: ReplayReader) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Decisions of labelled episodes: their rows, and how many steps were executed before each and from it on; all [N]."""
+    found = [np.zeros((3, 0), np.int64)]
+    for _, first, count in replay.spans:
+        table = replay.transitions(np.arange(first, first + count))
+        if count and table["outcome"][0] != OUTCOME_UNLABELLED:
+            chosen = decisions(table)
+            executed = table["executed"][chosen].astype(np.int64)
+            elapsed = np.cumsum(executed) - executed
+            found.append(np.stack([first + chosen, elapsed, executed.sum() - elapsed]))
+    rows, elapsed, left = np.concatenate(found, axis=1)
+    return rows, elapsed, left
+
+
+def decisions(table: NDArray[Any]) -> NDArray[np.int64]:
+    """Places of the rows of an episode that follow one another, from the first on. table: [R] TRANSITION, in order.
+
+    A demonstrator's windows may overlap. All of them would count one moment several times, and lie on another grid of
+    time than the decisions of a policy: two rows of one number would be of different moments. Where nothing begins at the
+    end of a window, the next row that there is follows.
+    """
+    rows = len(table)
+    following = np.maximum(np.searchsorted(table["point"], table["next_point"]), np.arange(1, rows + 1))
+    following = np.where(table["done"], rows, following).tolist()
+    chain, row = [], 0
+    while row < rows:
+        chain.append(row)
+        row = following[row]
+    return np.array(chain, np.int64)
+
+
 def _action_auc(
     trainer: Trainer,
     held_out: ReplayReader,
     rows: NDArray[np.int64],
-    by_policy: NDArray[np.bool_],
     success: NDArray[np.bool_],
     stratum: NDArray[np.int64],
     images: bool,
 ) -> float:
-    """`outcome_auc` of the advantage over the reference, of rows in which a policy acted: those that others did differ
+    """`outcome_auc` of the advantage over the reference. rows: in which a policy acted; those that others did differ
     from what the reference does whether they went well or not."""
-    chosen = np.flatnonzero(by_policy)
+    chosen = rankable(success, stratum, _RANKED_ROWS)
     if trainer.actor.reference is None or not len(chosen):
         return float("nan")
-    if len(chosen) > _RANKED_ROWS:  # the same ones each time, or chance would move the verdict
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, _RANKED_ROWS, replace=False))
     advantage = _in_pieces(trainer.advantage, held_out, rows[chosen], trainer.config.gamma, images)
     return outcome_auc(advantage, success[chosen], stratum[chosen])
+
+
+def rankable(success: NDArray[np.bool_], stratum: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Places of at most `most` rows that have something to be ranked against. success, stratum: [N].
+
+    Stratum by stratum, of those with both outcomes: of rows drawn from everywhere, few would find a partner. The same
+    ones each time, or chance would move the verdict.
+    """
+    _, of = np.unique(stratum, return_inverse=True)
+    rows, won = np.bincount(of), np.bincount(of, success)
+    generator = np.random.default_rng(0)
+    turn = generator.permutation(len(rows))[of]
+    order = generator.permutation(len(of))
+    order = order[((won > 0) & (won < rows))[of[order]]]
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
 
 
 def _in_pieces(

@@ -424,6 +424,7 @@ class Dual(NamedTuple):
 
 
 def initial_dual(config: QamConfig) -> Dual:
+    """At the beginning of a phase: nothing of the budget is known to be spent. algorithm.md 2.9."""
     return Dual(config.initial_lambda, 0.0)
 
 

@@ -179,6 +179,10 @@ class ReplayReader:
         """All rows of a selection, for evaluation. [N] int64."""
         return self._indexed().rows(selection, self._shard)
 
+    def transitions(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """[B] TRANSITION of the given rows, [B] int64."""
+        return self._transitions.gather(rows)
+
     # Minibatches -------------------------------------------------------------------------------------
 
     def sample(

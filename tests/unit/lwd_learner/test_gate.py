@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lwd_learner.gate import CriticCheck, examine, outcome_auc
+from lwd_learner.gate import CriticCheck, decisions, examine, outcome_auc, rankable
 from lwd_learner.replay import Replay
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout
 from lwd_learner.trainer import Trainer, TrainerConfig
@@ -21,6 +21,7 @@ from lwd_learner.transitions import (
     AUTHOR_POLICY,
     OUTCOME_FAILURE,
     OUTCOME_SUCCESS,
+    OUTCOME_UNLABELLED,
 )
 
 C, H, A = 3, 2, 1
@@ -140,3 +141,83 @@ def test_without_held_out_episodes_there_is_no_verdict(tmp_path: Path) -> None:
     with Replay(tmp_path, ReplayLayout(C, H, A, history=1)) as empty:
         found = examine(Trainer(Still(), C, H, A, TrainerConfig(batch=8)), empty)
     assert isnan(found.check.auc) and not found.check.knows_something and len(found.q) == 0
+
+
+# --- moments ------------------------------------------------------------------------------------------------
+
+
+def _timed(name: str, author: int, outcome: int, steps: int, stride: int) -> ReplayEpisode:
+    """Of `steps` executed steps, decided on every `stride`; each window lasts H. Its state is the time that has passed."""
+    places = np.arange(0, steps, stride)
+    table = np.zeros(len(places), TRANSITION)
+    table["point"] = np.arange(len(places))
+    table["executed"] = table["planned"] = np.minimum(H, steps - places)
+    table["done"] = places + H >= steps
+    table["next_point"] = np.where(table["done"], -1, table["point"] + H // stride)
+    table["reward"] = table["done"] * float(outcome == OUTCOME_SUCCESS)
+    table["author"] = author
+    features = np.repeat(places[:, None], C, axis=1).astype(np.float32)
+    previous = np.arange(len(places), dtype=np.int64)
+    actions = np.zeros((len(places), H, A), np.float32)
+    return ReplayEpisode(name, "t", "offline", outcome, features, previous, actions, table)
+
+
+def test_a_demonstrators_overlapping_windows_are_thinned_to_those_that_follow_one_another() -> None:
+    dense = _timed("dense", AUTHOR_EXPERT, OUTCOME_SUCCESS, steps=7, stride=1).transitions
+    assert decisions(dense).tolist() == [0, 2, 4, 6]
+    plain = _timed("plain", AUTHOR_POLICY, OUTCOME_SUCCESS, steps=7, stride=H).transitions
+    assert decisions(plain).tolist() == [0, 1, 2, 3]
+
+
+def test_after_a_gap_the_next_row_that_there_is_follows() -> None:
+    """Nothing begins at point 2: it was held there."""
+    table = _timed("held", AUTHOR_POLICY, OUTCOME_FAILURE, steps=8, stride=1).transitions[[0, 1, 3, 5, 6, 7]]
+    assert table["next_point"].tolist() == [2, 3, 5, 7, -1, -1]
+    assert decisions(table).tolist() == [0, 2, 3, 5]
+    assert decisions(table[:2]).tolist() == [0], "an episode that is cut off there ends"
+
+
+def test_a_critic_that_knows_nothing_but_the_time_ranks_nobody_however_densely_they_were_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More decisions than any fixed number would keep apart by task, too."""
+    trainer = _trainer(lambda state, chunk: state[:, 0], monkeypatch)
+    with Replay(tmp_path, ReplayLayout(C, H, A, history=1)) as replay:
+        replay.append(_timed("demonstration", AUTHOR_EXPERT, OUTCOME_SUCCESS, steps=2400, stride=1))
+        replay.append(_timed("deployment", AUTHOR_POLICY, OUTCOME_FAILURE, steps=2400, stride=H))
+        found = examine(trainer, replay)
+    assert found.check.auc == 0.5 and len(found.q) == 2400
+
+
+@pytest.mark.parametrize("stride", [1, H])
+def test_the_outcome_is_discounted_by_the_time_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
+) -> None:
+    """A critic that says it exactly neither over- nor under-estimates: the reward lies on the last of 7 steps."""
+    gamma = TrainerConfig().gamma
+    trainer = _trainer(lambda state, chunk: gamma ** (6 - state[:, 0]), monkeypatch)
+    with Replay(tmp_path, ReplayLayout(C, H, A, history=1)) as replay:
+        replay.append(_timed("won", AUTHOR_EXPERT, OUTCOME_SUCCESS, steps=7, stride=stride))
+        found = examine(trainer, replay)
+    np.testing.assert_allclose(found.outcome, gamma ** np.array([6, 4, 2, 0]), atol=1e-12)
+    np.testing.assert_allclose(found.q, found.outcome, atol=1e-6)
+
+
+def test_an_episode_without_a_label_judges_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = _trainer(lambda state, chunk: state[:, 0], monkeypatch)
+    with Replay(tmp_path, ReplayLayout(C, H, A, history=1)) as replay:
+        replay.append(_timed("won", AUTHOR_POLICY, OUTCOME_SUCCESS, steps=7, stride=H))
+        replay.append(_timed("open", AUTHOR_POLICY, OUTCOME_UNLABELLED, steps=7, stride=H))
+        found = examine(trainer, replay)
+    assert len(found.q) == 4 and isnan(found.check.auc), "it is no failure"
+
+
+def test_rows_are_drawn_with_those_that_they_are_ranked_against() -> None:
+    """600 strata of which every third has both outcomes: of rows drawn anywhere, one in twenty would find a partner."""
+    stratum = np.repeat(np.arange(600), 4)
+    success = (stratum % 3 == 0) & (np.arange(2400) % 2 == 0)
+    chosen = rankable(success, stratum, 100)
+    assert len(chosen) == 100 and chosen.tolist() == sorted(set(chosen.tolist()))
+    assert (np.unique(stratum[chosen], return_counts=True)[1] == 4).all() and (stratum[chosen] % 3 == 0).all()
+    assert len(rankable(success, stratum, 5000)) == 800
+    assert len(rankable(np.ones(2400, bool), stratum, 100)) == 0
