@@ -162,6 +162,7 @@ def text(
     rng = np.random.default_rng(0)
     for step in range(1, steps + 1):
         chosen = [sentences["train"][i] for i in rng.integers(len(sentences["train"]), size=64)]
+        chosen = [(_as_people_speak(text, goal, rng), goal) for text, goal in chosen]
         loss, _ = _read(trunk, vocabulary, chosen)
         optimiser.zero_grad()
         loss.backward()
@@ -173,6 +174,30 @@ def text(
                 understood = float(_read(trunk, vocabulary, sentences["heldout"])[1])
             print(json.dumps({"step": step, "loss": loss.item(), "heldout_wordings_understood": understood}))
     save_trunk(out, trunk, {"steps": steps, "heldout_wordings_understood": round(understood, 4)})
+
+
+_COURTESIES = (
+    "please",
+    "could you",
+    "can you",
+    "i would like you to",
+    "now",
+    "next",
+    "robot,",
+    "would you",
+    "ok,",
+)
+_LOST_WORDS = 0.15  # share of words that are not heard
+
+
+def _as_people_speak(sentence: str, goal: Goal, rng: np.random.Generator) -> str:
+    """A wording with a courtesy more and some words less: a few hundred sentences would be learned by heart otherwise. What
+    the goal is about is always said."""
+    said = {*goal.item.split("_"), goal.side}
+    words = [word for word in sentence.split() if word.strip(",.") in said or rng.random() > _LOST_WORDS]
+    if rng.random() < 0.3:
+        words.insert(0, str(rng.choice(_COURTESIES)))
+    return " ".join(words)
 
 
 def _read(trunk: Trunk, suite: Suite, sentences: list[tuple[str, Goal]]) -> tuple[Tensor, Tensor]:
@@ -222,7 +247,8 @@ class Frames:
         texts = []
         for number in self.rows["goal"][index]:
             task, goal = goals[number]
-            texts.append(str(rng.choice(task.instructions(split, goal))))
+            sentence = str(rng.choice(task.instructions(split, goal)))
+            texts.append(_as_people_speak(sentence, goal, rng) if split == "train" else sentence)
         return {
             "images": torch.from_numpy(self.images[index]).to(device),
             "body": torch.from_numpy(self.rows["body"][index]).to(device),
