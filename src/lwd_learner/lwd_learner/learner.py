@@ -275,7 +275,8 @@ class Learner:
         steps: int,
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ) -> bool:
-        """Clone what succeeded in deployment, and make the result the reference: a new phase. algorithm.md 4.14.
+        """Clone what succeeded in deployment, corrections included (`DEPLOYED`), and make the result the reference: a new
+        phase. algorithm.md 4.14.
 
         A tilt cannot leave the support of its reference, and a reference that was cloned elsewhere hardly covers what
         succeeds under a shift. Demonstrations are left out: they show what succeeds without it; but tasks that have

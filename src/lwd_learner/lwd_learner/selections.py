@@ -11,8 +11,9 @@ _SUCCEEDED = frozenset({OUTCOME_SUCCESS})
 # What a person or a scripted expert did, where it succeeded.
 DEMONSTRATIONS = Selection(authors=frozenset({AUTHOR_HUMAN, AUTHOR_EXPERT}), outcomes=_SUCCEEDED)
 
-# What was done in deployment, where it succeeded: by the policy, and by people who took over from it. Tasks without any
-# keep their demonstrations.
+# What was done in deployment, where it succeeded: by the policy, and by people who took over from it. What they did in
+# vain is left to `CORRECTED`: of that nothing says that it is better than what the policy does. Tasks without any keep
+# their demonstrations.
 DEPLOYED = Selection(
     authors=frozenset({AUTHOR_POLICY, AUTHOR_HUMAN}),
     outcomes=_SUCCEEDED,

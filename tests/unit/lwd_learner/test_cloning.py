@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_batch import plain_batch
 from torch import Tensor, nn
 
 from lwd_learner.batch import Batch
@@ -32,23 +33,7 @@ class Constant(nn.Module):
 
 
 def batch(action: Tensor) -> Batch:
-    nothing = torch.zeros(len(action), dtype=torch.int64)
-    every = torch.ones(len(action), H, dtype=torch.bool)
-    return Batch(
-        context=torch.zeros(len(action), C),
-        action=action,
-        mask=every,
-        valid=every,
-        reward=torch.zeros(len(action)),
-        discount=torch.zeros(len(action)),
-        next_context=torch.zeros(len(action), C),
-        online=torch.zeros(len(action), dtype=torch.bool),
-        author=nothing,
-        outcome=nothing,
-        policy_version=nothing,
-        task=nothing,
-        row=nothing,
-    )
+    return plain_batch(torch.zeros(len(action), C), action)
 
 
 def two_sided() -> Batch:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from plain_batch import plain_batch
 from torch import Tensor
 
 from lwd_learner.batch import Batch
@@ -48,22 +49,12 @@ def batch(rows: int = 8, images: bool = True) -> Batch:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random)
 
-    everything = torch.ones(rows, H, dtype=torch.bool)
-    zero = torch.zeros(rows, dtype=torch.int64)
-    return Batch(
-        context=normal(rows, C),
-        action=normal(rows, H, A).tanh(),
-        mask=everything,
-        valid=everything,
+    return plain_batch(
+        normal(rows, C),
+        normal(rows, H, A).tanh(),
         reward=normal(rows).sigmoid(),
         discount=torch.full((rows,), 0.9),
         next_context=normal(rows, C),
-        online=zero.bool(),
-        author=zero,
-        outcome=zero,
-        policy_version=zero,
-        task=zero,
-        row=zero,
         images=picture(),
         next_images=picture(),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_mode_bandit
+from plain_batch import plain_batch
 from torch import Tensor, nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
@@ -18,7 +19,7 @@ from lwd_learner.critic import CriticConfig
 from lwd_learner.extraction.cloning import CloningConfig
 from lwd_learner.extraction.edit import EditConfig, squash, temperature_loss
 from lwd_learner.extraction.head import climbed_value
-from lwd_learner.extraction.headed import HeadConfig, Headed
+from lwd_learner.extraction.headed import HeadConfig, Headed, make_head
 from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.qam import QamConfig
 from lwd_learner.trainer import Trainer, TrainerConfig
@@ -55,21 +56,11 @@ class Paraboloid(nn.Module):
 
 def batch(executed: int = H, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    nothing = torch.zeros(ROWS, dtype=torch.int64)
-    return Batch(
-        context=torch.randn(ROWS, C, generator=generator),
-        action=torch.randn(ROWS, H, A, generator=generator).clamp(-1, 1),
+    return plain_batch(
+        torch.randn(ROWS, C, generator=generator),
+        torch.randn(ROWS, H, A, generator=generator).clamp(-1, 1),
         mask=(torch.arange(H) < executed).expand(ROWS, H),
-        valid=torch.ones(ROWS, H, dtype=torch.bool),
         reward=torch.rand(ROWS, generator=generator),
-        discount=torch.zeros(ROWS),
-        next_context=torch.zeros(ROWS, C),
-        online=torch.zeros(ROWS, dtype=torch.bool),
-        author=nothing,
-        outcome=nothing,
-        policy_version=nothing,
-        task=nothing,
-        row=nothing,
     )
 
 
@@ -337,3 +328,27 @@ def test_a_cloned_flow_goes_both_ways_and_with_a_head_it_goes_where_that_pays(he
     assert two_mode_bandit.share_right(made) > 0.95
     made.extraction = headed(made).extraction
     assert 0.35 < two_mode_bandit.share_right(made) < 0.65
+
+
+# --- beside a flow --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", HEADS)
+def test_a_head_that_is_made_beside_a_flow_follows_it_and_leaves_its_noise_alone(config: HeadConfig) -> None:
+    def flow_after(updates_of_the_head: int) -> dict[str, Tensor]:
+        made = trainer(None, qam=True)
+        beside = made.actor.beside(seed=7)
+        head = make_head(config, made.extraction, beside, made.values)
+        before = [parameter.detach().clone() for parameter in head.network.parameters()]
+        noise = beside.noise.get_state()
+        for step in range(3):
+            made.learn(batch(seed=step))
+            for _ in range(updates_of_the_head):
+                head.update(batch(seed=step))
+        trained = any(not torch.equal(a, b) for a, b in zip(before, head.network.parameters(), strict=True))
+        assert trained == (updates_of_the_head > 0) != torch.equal(noise, beside.noise.get_state())
+        assert beside.expert is made.actor.expert and beside.frozen is made.actor.frozen
+        return state(made)
+
+    alone, together = flow_after(0), flow_after(2)
+    assert all(torch.equal(alone[name], together[name]) for name in alone)

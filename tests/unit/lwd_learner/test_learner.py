@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from small_run import SmallRun, small_config
 
 from lwd_learner import learner as learner_module
 from lwd_learner import value_learner
+from lwd_learner.batch import Batch
 from lwd_learner.extraction.edit import EditConfig
 from lwd_learner.extraction.headed import HeadConfig
 from lwd_learner.extraction.one_step import OneStepConfig
@@ -21,10 +24,12 @@ from lwd_learner.learner import Learner, LearnerConfig, load_policy
 from lwd_learner.learner_worker import LearnerJob, LearnerWorker
 from lwd_learner.online import OnlineConfig, OnlineLearner
 from lwd_learner.ranks import Ranks
+from lwd_learner.replay import Replay
 from lwd_learner.selections import DEMONSTRATIONS
 from lwd_learner.trainer import TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.training_state import saved_states
+from lwd_learner.transitions import AUTHOR_HUMAN, AUTHOR_POLICY, OUTCOME_FAILURE, OUTCOME_SUCCESS
 from lwd_policy import checkpoint
 
 
@@ -78,6 +83,38 @@ def test_a_refit_clones_deployed_successes_and_begins_a_phase_with_a_new_referen
     assert learner.trainer.actor.reference is not None
     pairs = zip(learner.trainer.actor.reference.parameters(), learner.policy.expert.parameters(), strict=True)
     assert all(torch.equal(reference, policy) for reference, policy in pairs)
+
+
+def test_a_refit_clones_what_policies_and_people_who_took_over_did_in_successes(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside two demonstrations: a deployment that a person saved, one that nobody could, and play."""
+    learner = run.learner(held_out=0.0)
+    learner.ingest("offline")
+    assert isinstance(learner.replay, Replay)
+    recorded = learner.replay.episode(0)
+    taken_over = np.where(np.arange(len(recorded.transitions)) < 3, AUTHOR_POLICY, AUTHOR_HUMAN)
+    for name, author, outcome in (
+        ("saved", taken_over, OUTCOME_SUCCESS),
+        ("lost", taken_over, OUTCOME_FAILURE),
+        ("played", np.full_like(taken_over, AUTHOR_HUMAN), OUTCOME_FAILURE),
+    ):
+        table = recorded.transitions.copy()
+        table["author"] = author
+        learner.replay.append(replace(recorded, episode_id=name, outcome=outcome, transitions=table))
+    clone, drawn = learner.trainer.clone, []
+
+    def spy(batch: Batch, rate: float | None = None) -> dict[str, float]:
+        drawn.append(batch)
+        return clone(batch, rate)
+
+    monkeypatch.setattr(learner.trainer, "clone", spy)
+    learner.trainer.freeze_reference()
+    assert learner.refit(8)
+    (saved,) = [range(first, first + rows) for name, first, rows in learner.replay.spans if name == "saved"]
+    assert all(int(row) in saved for batch in drawn for row in batch.row)
+    assert set(torch.cat([batch.author for batch in drawn]).tolist()) == {AUTHOR_POLICY, AUTHOR_HUMAN}
+    learner.close()
 
 
 @pytest.mark.usefixtures("trusted_critic")

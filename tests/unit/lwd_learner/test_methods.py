@@ -14,7 +14,6 @@ from small_run import SmallRun, small_config
 from torch import Tensor, nn
 
 from lwd_learner.batch import Batch
-from lwd_learner.gate import CriticCheck
 from lwd_learner.learner import Learner, load_policy
 from lwd_learner.methods import DEFAULT, METHODS, UnknownMethod, named
 from lwd_learner.replay import Replay
@@ -35,18 +34,10 @@ P, H, E = AUTHOR_POLICY, AUTHOR_HUMAN, AUTHOR_EXPERT
 
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A spool with one sealed episode."""
+    """A spool with one sealed episode, for the `run` of these tests: many of them take it in."""
     run = SmallRun(tmp_path_factory.mktemp("episodes"))
     run.expert([1])
     return run.root / "spool"
-
-
-@pytest.fixture
-def run(tmp_path: Path, episodes: Path) -> SmallRun:
-    run = SmallRun(tmp_path)
-    for path in sorted(episodes.glob("0*")):
-        run.uploader.upload(path)
-    return run
 
 
 def learner_of(run: SmallRun, method: str) -> Learner:
@@ -62,11 +53,11 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.usefixtures("trusted_critic")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_goes_on_and_publishes_a_policy_that_robots_can_load(
-    run: SmallRun, name: str, monkeypatch: pytest.MonkeyPatch
+    run: SmallRun, name: str
 ) -> None:
-    monkeypatch.setattr(Learner, "_check_critic", lambda learner: CriticCheck(auc=1.0, over_estimate=0.0))
     learner = learner_of(run, name)
     learner.ingest("offline")
     phase = TrainingRun(learner, "offline")

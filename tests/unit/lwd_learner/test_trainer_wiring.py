@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_batch import plain_batch
 from torch import Tensor, nn
 
 from lwd_learner.batch import Batch
@@ -44,21 +45,13 @@ def made() -> Trainer:
 
 def batch(executed: int = 2, planned: int = H) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    nothing = torch.zeros(ROWS, dtype=torch.int64)
-    return Batch(
-        context=torch.randn(ROWS, C, generator=generator),
-        action=torch.randn(ROWS, H, A, generator=generator).clamp(-1, 1),
+    return plain_batch(
+        torch.randn(ROWS, C, generator=generator),
+        torch.randn(ROWS, H, A, generator=generator).clamp(-1, 1),
         mask=(torch.arange(H) < executed).expand(ROWS, H),
         valid=(torch.arange(H) < planned).expand(ROWS, H),
-        reward=torch.zeros(ROWS),
         discount=torch.ones(ROWS),
         next_context=torch.randn(ROWS, C, generator=generator),
-        online=torch.zeros(ROWS, dtype=torch.bool),
-        author=nothing,
-        outcome=nothing,
-        policy_version=nothing,
-        task=nothing,
-        row=nothing,
     )
 
 

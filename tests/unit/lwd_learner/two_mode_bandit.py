@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from plain_batch import plain_batch
 from torch import Tensor, nn
 
 from lwd_learner.batch import Batch
@@ -42,22 +43,11 @@ def replayed(generator: torch.Generator, right: float = 0.5, rows: int = ROWS) -
     side = torch.where(torch.rand(rows, generator=generator) < right, 1.0, -1.0)
     action = MODE * side + SPREAD * torch.randn(rows, generator=generator)
     pays = side > 0
-    every = torch.ones(rows, H, dtype=torch.bool)
-    nothing = torch.zeros(rows, dtype=torch.int64)
-    return Batch(
-        context=torch.zeros(rows, C),
-        action=action.reshape(rows, H, A),
-        mask=every,
-        valid=every,
+    return plain_batch(
+        torch.zeros(rows, C),
+        action.reshape(rows, H, A),
         reward=pays.float(),
-        discount=torch.zeros(rows),
-        next_context=torch.zeros(rows, C),
-        online=torch.zeros(rows, dtype=torch.bool),
-        author=nothing,
         outcome=torch.where(pays, 1, 2),
-        policy_version=nothing,
-        task=nothing,
-        row=torch.arange(rows),
     )
 
 
