@@ -15,6 +15,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from lwd_learner import qam
+from lwd_learner.descent import Descent
+from lwd_learner.schedule import Schedule
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,6 +33,7 @@ from matplotlib.axes import Axes
 
 BEST, WIDTH = 0.8, 0.8  # Q / temperature = -(a - BEST)^2 / (2 WIDTH^2)
 K = 10  # flow steps, in training and in acting
+COSINE = Schedule("cosine")
 DEFAULT = qam.QamConfig(steps=K, clip=10.0)  # no box: the critic is the same parabola everywhere
 
 INK, PALE, GREY = "#22303c", "#e7ebef", "#9aa5b1"
@@ -107,14 +111,10 @@ class Flow(nn.Module):
 
 def train(flow: Flow, loss: Callable[[], Tensor], updates: int, rate: float) -> Flow:
     """Adam with a cosine schedule."""
-    optimiser = torch.optim.Adam(flow.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
-    for _ in range(updates):
-        optimiser.zero_grad()
-        loss().backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+    descent = Descent("flow", flow, partial(torch.optim.Adam, lr=rate), norm_max=1.0)
+    for step in range(updates):
+        descent.set_rate(rate * COSINE.share(step, updates))
+        descent.step(loss())
     return flow.requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 from math import sqrt
 
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from lwd_learner import qam
+from lwd_learner.descent import Descent
+from lwd_learner.schedule import CONSTANT, Schedule
 
 CONTEXT, ACTION, ROWS = 3, 8, 256
 BUDGET = 0.1  # nat between the exact tilt and the reference
@@ -53,16 +56,11 @@ class Flow(nn.Module):
         return lambda x, t: self(context, x, t)
 
 
-def train(flow: Flow, loss: Callable[[], Tensor], updates: int, rate: float, anneal: bool) -> None:
-    optimiser = torch.optim.Adam(flow.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
-    for _ in range(updates):
-        optimiser.zero_grad()
-        loss().backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimiser.step()
-        if anneal:
-            schedule.step()
+def train(flow: Flow, loss: Callable[[], Tensor], updates: int, rate: float, schedule: Schedule) -> None:
+    descent = Descent("flow", flow, partial(torch.optim.Adam, lr=rate), norm_max=1.0)
+    for step in range(updates):
+        descent.set_rate(rate * schedule.share(step, updates))
+        descent.step(loss())
     flow.requires_grad_(False)
 
 
@@ -75,7 +73,7 @@ def clone(sd: float, updates: int) -> Flow:
         noise, flow_time = torch.randn(512, ACTION), torch.rand(512)
         return qam.flow_matching_loss(flow.bound(context), action, noise, flow_time)
 
-    train(flow, loss, updates, 2e-3, anneal=True)
+    train(flow, loss, updates, 2e-3, Schedule("cosine"))
     return flow
 
 
@@ -102,7 +100,7 @@ def tilt(
         kl.append(qam.path_kl(step.path).mean().item())
         return step.loss
 
-    train(policy, loss, updates, 3e-4, anneal=False)
+    train(policy, loss, updates, 3e-4, CONSTANT)
     context, noise = torch.randn(4000, CONTEXT), torch.randn(4000, ACTION)
     ends = [qam.integrate(flow.bound(context), noise, config.steps) for flow in (policy, reference)]
     moved = ends[0] - ends[1]
