@@ -46,9 +46,9 @@ class FleetPlan:
 
     tasks: tuple[str, ...] = (*SHORT, *LONG)
     observation: str = "keypoints"
-    demonstrations: int = 300  # of each task; rollouts and play follow in proportion to the paper's hours
-    observe_every: int = 2  # policy steps between the demonstrator's observations
-    clone_steps: int = 30_000
+    demonstrations: int = 400  # of each task; rollouts and play follow in proportion to the paper's hours
+    observe_every: int = 1  # policy steps between the demonstrator's observations
+    clone_steps: int = 100_000  # about 12,000 of each task
     offline_steps: int = 6_000
     waves: int = 12  # of online episodes
     episodes_per_wave: int = 4  # of each robot
