@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from lwd_fleet.sim import liquid
 from lwd_fleet.sim.experts import Expert, Script
-from lwd_fleet.sim.liquid import FLOW_PER_S, FULL_FLOW_LEAN_RAD, POUR_LEAN_RAD, UPRIGHT_RAD, Liquids
+from lwd_fleet.sim.liquid import (
+    FLOW_PER_S,
+    FULL_FLOW_LEAN_RAD,
+    POUR_LEAN_RAD,
+    SPOUT_DIP_RAD,
+    SPOUT_FULL_FLOW_RAD,
+    UPRIGHT_RAD,
+    Liquids,
+    full_flow_lean,
+)
 from lwd_fleet.sim.parts import Parts, Thing, Vessel
 from lwd_fleet.sim.robot import Shape
 from lwd_fleet.sim.scene import TICK_S, build_model, liquid_name
@@ -29,8 +38,17 @@ def _can(name: str, capacity: float, holds: str = "") -> Thing:
 COVER = Thing(
     "cover", (Shape("cylinder", (0.04, 0.004), colour="pink"),), 0.05, 0.004, 0.0, 0.01, covers=True
 )
-PARTS = Parts((_can("jug", 2.0, "water"), _can("cup", 1.0), _can("low", 1.0), COVER))
-ELSEWHERE = {"cup": (0.3, 0.0, 0.05), "low": (0.3, 0.2, 0.05), "cover": (-0.3, 0.0, 0.1)}
+SPOUT = (0.05, 0.0, 0.04)  # towards +x, under the mouth
+POT = Thing(
+    "pot", (CAN,), 0.1, 0.05, 0.0, 0.02, vessel=Vessel(-0.05, 0.05, 0.03, 0.03, 2.0, "tea", spout=SPOUT)
+)
+PARTS = Parts((_can("jug", 2.0, "water"), _can("cup", 1.0), _can("low", 1.0), COVER, POT))
+ELSEWHERE = {
+    "cup": (0.3, 0.0, 0.05),
+    "low": (0.3, 0.2, 0.05),
+    "cover": (-0.3, 0.0, 0.1),
+    "pot": (-0.3, 0.2, 0.05),
+}
 FULL = FULL_FLOW_LEAN_RAD + 0.05
 
 
@@ -55,6 +73,21 @@ class Kitchen:
         turned = [np.cos(tilt) * 0.03 + np.sin(tilt) * 0.05, 0.0, -np.sin(tilt) * 0.03 + np.cos(tilt) * 0.05]
         x, y, z = np.array(lip) - turned
         self.put("jug", (x, y, z), tilt)
+
+    def lean_pot(self, tilt: float, tip: tuple[float, float, float] = (0.3, 0.0, 0.14)) -> None:
+        """The tip of its spout at a point, by default 4 cm over the middle of the cup; the jug out of the way."""
+        self.put("jug", (-0.3, -0.2, 0.05))
+        out, _, up = SPOUT
+        x, y, z = tip
+        self.put(
+            "pot",
+            (
+                x - np.cos(tilt) * out - np.sin(tilt) * up,
+                y,
+                z + np.sin(tilt) * out - np.cos(tilt) * up,
+            ),
+            tilt,
+        )
 
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / TICK_S)):
@@ -185,7 +218,7 @@ def test_nothing_flows_out_of_a_covered_vessel(kitchen: Kitchen) -> None:
     kitchen.lean_jug(FULL)
     kitchen.put("cover", tuple(kitchen.liquids.mouth("jug")), FULL)
     kitchen.wait(0.5)
-    assert kitchen.amount("jug") == 2.0 and kitchen.total() == 2.0
+    assert kitchen.amount("jug") == 2.0 and kitchen.liquids.spilled == 0.0
 
 
 def test_a_stream_from_a_point_lands_below_it(kitchen: Kitchen) -> None:
@@ -197,11 +230,64 @@ def test_a_stream_from_a_point_lands_below_it(kitchen: Kitchen) -> None:
     assert kitchen.amount("cup") == pytest.approx(1.0) and kitchen.liquids.spilled == pytest.approx(0.6)
 
 
+# Through a spout ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tilt", "share"),
+    [
+        (0.0, 0.0),
+        (SPOUT_DIP_RAD - 0.01, 0.0),
+        ((SPOUT_DIP_RAD + SPOUT_FULL_FLOW_RAD) / 2, 0.5),
+        (SPOUT_FULL_FLOW_RAD, 1.0),
+        (SPOUT_FULL_FLOW_RAD + 0.3, 1.0),
+    ],
+)
+@pytest.mark.parametrize("covered", [False, True])
+def test_through_a_spout_it_flows_as_that_dips_covered_or_not(
+    kitchen: Kitchen, tilt: float, share: float, covered: bool
+) -> None:
+    kitchen.lean_pot(tilt)
+    if covered:
+        kitchen.put("cover", tuple(kitchen.liquids.mouth("pot")), tilt)
+    kitchen.wait(0.5)
+    assert kitchen.amount("cup") == pytest.approx(FLOW_PER_S * share * 0.5, abs=1e-9)
+    assert kitchen.amount("pot") == pytest.approx(2.0 - kitchen.amount("cup"), abs=1e-9)
+    assert kitchen.liquids.spilled == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_stream_of_a_spout_falls_from_its_tip(kitchen: Kitchen) -> None:
+    tip = (0.332, 0.0, 0.14)  # just outside the cup; the lip of the pot is over it
+    kitchen.lean_pot(SPOUT_FULL_FLOW_RAD, tip)
+    np.testing.assert_allclose(kitchen.liquids.spout("pot"), tip, atol=1e-12)
+    kitchen.wait(0.5)
+    assert kitchen.amount("cup") == 0.0
+    assert kitchen.liquids.spilled == pytest.approx(FLOW_PER_S * 0.5)
+
+
+@pytest.mark.parametrize(("tilt", "flows"), [(-0.7, False), (-FULL, True)])
+@pytest.mark.parametrize("covered", [False, True])
+def test_away_from_its_spout_a_vessel_pours_over_its_lip_unless_it_is_covered(
+    kitchen: Kitchen, tilt: float, flows: bool, covered: bool
+) -> None:
+    kitchen.put("pot", (-0.3, 0.2, 0.2), tilt)
+    if covered:
+        kitchen.put("cover", tuple(kitchen.liquids.mouth("pot")), tilt)
+    kitchen.wait(0.5)
+    assert kitchen.liquids.spilled == pytest.approx(FLOW_PER_S * 0.5 * (flows and not covered), abs=1e-9)
+
+
+def test_how_far_a_vessel_has_to_lean_depends_on_whether_it_has_a_spout(kitchen: Kitchen) -> None:
+    assert kitchen.liquids.spout("jug") is None
+    assert full_flow_lean(PARTS.vessels["jug"]) == FULL_FLOW_LEAN_RAD
+    assert full_flow_lean(PARTS.vessels["pot"]) == SPOUT_FULL_FLOW_RAD
+
+
 # None is lost -------------------------------------------------------------------------------------------
 
 _POSES = st.lists(
     st.tuples(
-        st.sampled_from(["jug", "cup", "low", "cover"]),
+        st.sampled_from(["jug", "cup", "low", "cover", "pot"]),
         st.floats(0.2, 0.4),  # x
         st.floats(0.0, 0.3),  # z
         st.floats(-3.1, 3.1),  # tilt
@@ -221,7 +307,7 @@ def test_none_is_lost_whatever_is_leaned_where(
     for name, x, z, tilt in poses:
         kitchen.put(name, (x, 0.0, z), tilt)
         kitchen.wait(0.3)
-        assert kitchen.total() == pytest.approx(2.0, abs=1e-9)
+        assert kitchen.total() == pytest.approx(4.0, abs=1e-9)
         assert kitchen.liquids.spilled >= spilled  # what is spilled stays spilled
         spilled = kitchen.liquids.spilled
         for vessel, part in PARTS.vessels.items():

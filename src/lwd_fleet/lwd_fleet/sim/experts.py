@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim import robot
+from lwd_fleet.sim.liquid import full_flow_lean
 
 if TYPE_CHECKING:
     from lwd_fleet.sim.world import World
@@ -30,7 +31,7 @@ _NEAR_M = 0.012
 _AT_M = 0.007
 _PATIENCE_STEPS = 12  # that an arm tries to get closer to a point before its script goes on
 _CARRY_STEPS = 60
-_POUR_TILT_RAD = 1.2
+_POUR_BEYOND_RAD = 0.05  # that a vessel leans more than for the fastest flow
 _TILT_RAD_S = 1.2  # of the tool, and about the vertical, too
 _YAW_RAD = 1.2  # that a tool turns, at most
 _STRAIGHT_RAD = 0.05
@@ -256,23 +257,29 @@ class Expert:
     def pour(self, arm: str, vessel: str, into: str, portions: float) -> Script:
         """Pour from the held vessel until `into` has gained the portions, or there is no more; ends when it is lost.
 
-        The vessel leans towards the receiver from the side on which the tool is. It comes down to the receiver as it
-        leans, and rises before it is upright again: then its bottom has to clear the receiver's mouth.
+        The vessel leans to the side of its spout; without one, towards the receiver from the side on which the tool is.
+        It comes down to the receiver as it leans, and rises before it is upright again: then its bottom has to clear
+        the receiver's mouth.
         """
         world, hand = self.world, self._hands[arm]
         hollow = world.task.parts.vessels[vessel]
         clear = max(_POUR_HEIGHT_M, hollow.mouth - hollow.floor + _POUR_CLEARANCE_M)
         mouth = world.mouth(into) + self.scatter(0.004)
-        side = 1.0 if world.tool(arm)[0] < mouth[0] else -1.0
-        upright = _turned(world.mouth(vessel) - world.tool(arm), -hand.tilt)
-        lip = upright + [side * hollow.lip, 0.0, 0.0]
+        spout, middle = world.spout(vessel), world.mouth(vessel)
+        towards = mouth - world.tool(arm) if spout is None else spout - middle
+        side = 1.0 if towards[0] > 0.0 else -1.0
+        if spout is None:
+            outlet = _turned(middle - world.tool(arm), -hand.tilt) + [side * hollow.lip, 0.0, 0.0]
+        else:
+            outlet = _turned(spout - world.tool(arm), -hand.tilt)
+        tilt = full_flow_lean(hollow) + _POUR_BEYOND_RAD
         wanted = sum(world.content(into).values()) + portions
 
         def high() -> Array:
-            return over(mouth - _turned(lip, hand.tilt), clear)
+            return over(mouth - _turned(outlet, hand.tilt), clear)
 
         def tool() -> Array:
-            lean = min(1.0, abs(hand.tilt) / _POUR_TILT_RAD)
+            lean = min(1.0, abs(hand.tilt) / tilt)
             return over(high(), lean * (_POUR_HEIGHT_M - clear))
 
         def poured() -> bool:
@@ -282,7 +289,7 @@ class Expert:
         for _ in range(_POUR_STEPS):
             if poured() or world.held(arm) != vessel:
                 break
-            yield Wish(tool(), CLOSED_M, steady=True, tilt=side * _POUR_TILT_RAD)
+            yield Wish(tool(), CLOSED_M, steady=True, tilt=side * tilt)
         while abs(hand.tilt) > 0.05:
             yield Wish(high(), CLOSED_M, steady=True)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Liquid as amounts in vessels: it flows out of a vessel that leans, into the one below its lip, or is spilled.
-No portion is lost: what is in no vessel any more is in `spilled`.
+"""Liquid as amounts in vessels: it flows out of a vessel that leans, into the one below its lip or spout, or is
+spilled. No portion is lost: what is in no vessel any more is in `spilled`.
 
 There are no particles. The level is shown by a disc in the vessel, so that cameras see it.
 """
@@ -19,13 +19,20 @@ from lwd_fleet.sim.scene import liquid_name
 
 Array = NDArray[np.float64]
 
-POUR_LEAN_RAD = 0.8  # from which on it flows
-FULL_FLOW_LEAN_RAD = 1.15
-FLOW_PER_S = 0.8  # portions, at full lean
+POUR_LEAN_RAD = 0.8  # from which on it flows over the lip
+FULL_FLOW_LEAN_RAD = 1.15  # and from which on at its fastest
+SPOUT_DIP_RAD = 0.4  # the same of a spout, whose side is so far under the horizontal
+SPOUT_FULL_FLOW_RAD = 0.75
+FLOW_PER_S = 0.8  # portions, at the fastest
 UPRIGHT_RAD = 0.35  # a vessel that leans less can be poured into
 _FALL_M = 0.15  # from higher above the mouth, the stream misses
 _BELOW_M = 0.01  # that the lip may dip into the mouth
 _COVER_XY_M, _COVER_Z_M = 0.026, 0.02
+
+
+def full_flow_lean(vessel: Vessel) -> float:
+    """How far a vessel has to lean until it flows at its fastest, rad."""
+    return FULL_FLOW_LEAN_RAD if vessel.spout is None else SPOUT_FULL_FLOW_RAD
 
 
 class Liquids:
@@ -75,6 +82,11 @@ class Liquids:
         """Centre of a vessel's opening, [3] m in base_link."""
         return self._in_base(name, (0.0, 0.0, self._vessels[name].mouth))
 
+    def spout(self, name: str) -> Array | None:
+        """Tip of a vessel's spout, if it has one, [3] m in base_link."""
+        spout = self._vessels[name].spout
+        return None if spout is None else self._in_base(name, spout)
+
     def lean(self, name: str) -> float:
         """Angle between the vessel's axis and the vertical, rad."""
         return lean(self._data, self._bodies[name])
@@ -82,11 +94,25 @@ class Liquids:
     def step(self, seconds: float) -> None:
         """Let everything flow for a time. Call after the physics."""
         for name, vessel in self._vessels.items():
-            angle = self.lean(name)
-            if angle <= POUR_LEAN_RAD or not any(self._contents[name].values()) or self._covered(name):
-                continue
-            share = min(1.0, (angle - POUR_LEAN_RAD) / (FULL_FLOW_LEAN_RAD - POUR_LEAN_RAD))
-            self._pour(name, self._below(name, self._lip(name, vessel)), FLOW_PER_S * share * seconds)
+            outlet = self._outlet(name, vessel) if any(self._contents[name].values()) else None
+            if outlet is not None:
+                share, point = outlet
+                self._pour(name, self._below(name, point), FLOW_PER_S * share * seconds)
+
+    def _outlet(self, name: str, vessel: Vessel) -> tuple[float, Array] | None:
+        """How fast it flows out of a vessel, as a share of the fastest, and from where; None if it does not."""
+        if vessel.spout is not None:
+            share = _share(self._dip(name, vessel.spout), SPOUT_DIP_RAD, SPOUT_FULL_FLOW_RAD)
+            if share > 0.0:
+                return share, self._in_base(name, vessel.spout)
+        share = _share(self.lean(name), POUR_LEAN_RAD, FULL_FLOW_LEAN_RAD)
+        return None if share == 0.0 or self._covered(name) else (share, self._lip(name, vessel))
+
+    def _dip(self, name: str, spout: tuple[float, float, float]) -> float:
+        """How far the side with the spout is under the horizontal, rad."""
+        up = self._data.xmat[self._bodies[name]].reshape(3, 3)[2]  # in the body's frame
+        sine = -(spout[0] * up[0] + spout[1] * up[1]) / float(np.hypot(spout[0], spout[1]))
+        return float(np.arcsin(np.clip(sine, -1.0, 1.0)))
 
     def _pour(self, source: str, receiver: str | None, portions: float) -> None:
         content = self._contents[source]
@@ -119,14 +145,14 @@ class Liquids:
         sideways = -down[:2] / max(float(np.hypot(down[0], down[1])), 1e-9)
         return self._in_base(name, (vessel.lip * sideways[0], vessel.lip * sideways[1], vessel.mouth))
 
-    def _below(self, source: str | None, lip: Array) -> str | None:
-        """The vessel into which a stream from `lip` falls: of several, the highest."""
+    def _below(self, source: str | None, outlet: Array) -> str | None:
+        """The vessel into which a stream from `outlet` falls: of several, the highest."""
         found, highest = None, -np.inf
         for name, vessel in self._vessels.items():
             if name == source or self.lean(name) > UPRIGHT_RAD or self._covered(name):
                 continue
             mouth = self.mouth(name)
-            offset = lip - mouth
+            offset = outlet - mouth
             inside = np.hypot(offset[0], offset[1]) < vessel.radius and -_BELOW_M < offset[2] < _FALL_M
             if inside and mouth[2] > highest:
                 found, highest = name, float(mouth[2])
@@ -154,6 +180,11 @@ class Liquids:
         body = self._bodies[name]
         position: Array = self._data.xpos[body] + self._data.xmat[body].reshape(3, 3) @ point
         return position
+
+
+def _share(angle: float, start: float, full: float) -> float:
+    """0 up to `start`, 1 from `full` on."""
+    return min(1.0, max(0.0, (angle - start) / (full - start)))
 
 
 def lean(data: mujoco.MjData, body: int) -> float:

@@ -42,7 +42,7 @@ class Vessel:
     """The hollow of a thing or fixture. Amounts of liquid are portions; heights are along the body's z.
 
     radius: of the opening, which is also the reach of what is poured; lip: how far from the axis liquid leaves
-    when the body leans.
+    when the body leans. With a spout it leaves there, covered or not, as soon as that dips.
     """
 
     floor: float  # m, of an empty vessel's liquid
@@ -52,6 +52,7 @@ class Vessel:
     capacity: float  # portions
     holds: str = ""  # ingredient that fills it at reset; empty: nothing
     colour: str = "teal"  # of the liquid
+    spout: tuple[float, float, float] | None = None  # its tip, in the body's frame
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Thing:
     scalable: bool = False  # a shift of object sizes applies to it
     vessel: Vessel | None = None
     covers: bool = False  # nothing flows through a mouth that it lies on
+    grasp_aside: tuple[float, float] = (0.0, 0.0)  # of its grasp point from its axis, in its frame
     other_grasp: tuple[float, float, float] | None = (
         None  # a second grasp point, for the other arm, in its frame
     )
@@ -74,7 +76,7 @@ class Thing:
     @property
     def grasps(self) -> tuple[tuple[float, float, float], ...]:
         """All grasp points in its frame; the first is the usual one."""
-        first = (0.0, 0.0, self.grasp_offset)
+        first = (*self.grasp_aside, self.grasp_offset)
         return (first,) if self.other_grasp is None else (first, self.other_grasp)
 
 
@@ -187,3 +189,10 @@ BLUE_BAR = Thing(
 )
 GROCERIES = (RED_CUBE, GREEN_CYLINDER, BLUE_BAR)
 SHELVES = (shelf("left_shelf"), shelf("right_shelf"))
+
+GLASS_HEIGHT = 0.06
+GLASS = Fixture(
+    "glass",
+    (Shape("cylinder", (0.030, GLASS_HEIGHT / 2), (0, 0, GLASS_HEIGHT / 2), colour="glass"),),
+    vessel=Vessel(0.004, GLASS_HEIGHT, 0.032, 0.028, 3.0, colour="orange"),
+)

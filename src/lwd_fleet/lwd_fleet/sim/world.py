@@ -258,6 +258,10 @@ class World:
         """Centre of a vessel's opening, [3] m."""
         return self._liquids.mouth(vessel)
 
+    def spout(self, vessel: str) -> Array | None:
+        """Tip of a vessel's spout, if it has one, [3] m."""
+        return self._liquids.spout(vessel)
+
     @property
     def spilled(self) -> float:
         """Portions of liquid that ended outside of any vessel."""

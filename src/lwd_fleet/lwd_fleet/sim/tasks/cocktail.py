@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim.experts import CLEARANCE_M, CLOSED_M, OPEN_M, Expert, Script, Wish, over
-from lwd_fleet.sim.parts import Fixture, Parts, Thing, Vessel
+from lwd_fleet.sim.parts import GLASS, Parts, Thing, Vessel
 from lwd_fleet.sim.robot import ARMS, Shape
 from lwd_fleet.sim.scene import TICK_S, liquid_name
 from lwd_fleet.sim.tasks.task import Goal, Layout, Scene, SceneView, Task
@@ -85,12 +85,6 @@ LID = Thing(
     grasp_offset=0.020,
     grip=0.009,
     covers=True,
-)
-GLASS_HEIGHT = 0.06
-GLASS = Fixture(
-    "glass",
-    (Shape("cylinder", (0.030, GLASS_HEIGHT / 2), (0, 0, GLASS_HEIGHT / 2), colour="glass"),),
-    vessel=Vessel(0.004, GLASS_HEIGHT, 0.032, 0.028, 3.0, colour="orange"),
 )
 
 
