@@ -1,178 +1,200 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tea`: the lid off the pot, the named tea in from its caddy, hot water from the kettle, the tea into the cup, the lid
-back on. The left arm has lid and caddies, the right arm kettle and pot."""
+"""`tea`: the lid off the pot, the named leaves in, hot water over them, the lid on again; the tea is poured through the
+spout into the glass. The left arm has the kettle, the right arm leaves and pot; the lid passes from left to right."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lwd_fleet.sim.experts import Expert, Script
-from lwd_fleet.sim.parts import Fixture, Parts, Thing, Vessel
+from lwd_fleet.sim.experts import CLEARANCE_M, OPEN_M, Expert, Script, Wish, over
+from lwd_fleet.sim.parts import GLASS, WALL, Parts, Thing, Vessel
 from lwd_fleet.sim.robot import ARMS, Shape
 from lwd_fleet.sim.scene import liquid_name
-from lwd_fleet.sim.tasks.task import AT_REST_M_S, Goal, Layout, SceneView, Task
+from lwd_fleet.sim.tasks.task import Goal, Layout, Scene, SceneView, Task, scatter
 
 WATER = "water"
-TEA_AT_LEAST = 0.25  # portions in the pot
-OTHER_TEA_AT_MOST = 0.1
-WATER_AT_LEAST = 0.8
-SERVED = 0.7  # of what was brewed is in the cup
+WATER_ENOUGH = 0.8  # portions in pot and glass, water or tea
+SERVED = 0.7  # portions of the named tea in the glass
+PURE = 0.85  # its share of what is in the glass
 SPILL_FLAW = 0.1  # portions during a sub-step
-_CADDY_PORTIONS = 0.45
-_TEA_WANTED, _WATER_WANTED = 0.38, 1.0
 
-POT_HALF, POT_RADIUS, HANDLE_M = 0.035, 0.028, 0.085
-_LID_RADIUS, _LID_HALF, _SKIRT = 0.040, 0.004, 0.008
-_RIM = _LID_RADIUS - 0.0015  # of the skirt, its middle
-_ON_Z_M = POT_HALF + _LID_HALF  # of the lid over the pot
-_LID_ON_XY_M, _LID_ON_Z_M = 0.024, (0.028, 0.048)
+POT_INNER, POT_HALF = 0.032, 0.028
+_HANDLE_M = 0.078  # from the pot's axis
+_LID_RADIUS, _LID_HALF = 0.048, 0.003
+_PLUG_RADIUS, _PLUG_HALF = 0.014, 0.005  # the play in the pot is generous: 18 mm to each side
+_LID_ON_Z_M = POT_HALF + _LID_HALF  # of the lid over the pot
 _LID_OFF_M = 0.09
+_STANDS_RAD, _STANDS_M = 0.15, 0.015
 
 
-def _caddy(name: str, colour: str) -> Thing:
+def _leaves(name: str, colour: str) -> Thing:
+    """A pressed cake of tea."""
     return Thing(
         name,
-        (
-            Shape("box", (0.019, 0.019, 0.022), colour=colour),
-            Shape("box", (0.009, 0.009, 0.014), (0, 0, 0.036), colour="white"),
-        ),
-        0.06,
-        rest_height=0.022,
-        grasp_offset=0.024,
-        grip=0.018,
-        vessel=Vessel(-0.018, 0.050, 0.010, 0.009, _CADDY_PORTIONS, holds=name, colour=colour),
+        (Shape("box", (0.012, 0.012, 0.010), colour=colour),),
+        0.03,
+        rest_height=0.010,
+        grasp_offset=0.004,
+        grip=0.011,
+        scalable=True,
     )
 
 
-CADDIES = (_caddy("green_tea", "lime"), _caddy("black_tea", "wood"))
+def _pot() -> Thing:
+    """Its handle is on the right, its spout on the left."""
+    middle, half, outer = POT_INNER + WALL / 2, WALL / 2, POT_INNER + WALL
+    low = (
+        POT_HALF - 0.001
+    )  # walls end over the table, and those beside the lid's way under it: fewer contacts
+    walls = [
+        shape
+        for sign in (-1, 1)
+        for shape in (
+            Shape("box", (half, outer, low), (sign * middle, 0, 0), colour="white"),
+            Shape("box", (POT_INNER, half, low), (0, sign * middle, 0.001), colour="white"),
+        )
+    ]
+    bar = (_HANDLE_M - 0.008 - outer) / 2
+    return Thing(
+        "pot",
+        (
+            Shape("box", (outer, outer, half), (0, 0, half - POT_HALF), colour="white"),
+            *walls,
+            Shape("box", (0.015, 0.007, 0.006), (-0.049, 0, 0.016), colour="white"),
+            Shape("box", (bar, 0.005, 0.005), (outer + bar, 0, 0.012), colour="white"),
+            Shape("box", (0.008, 0.012, 0.012), (_HANDLE_M, 0, 0.012), colour="slate"),
+        ),
+        0.20,
+        rest_height=POT_HALF,
+        grasp_offset=0.014,
+        grip=0.008,
+        grasp_aside=(_HANDLE_M, 0.0),
+        vessel=Vessel(
+            WALL - POT_HALF, POT_HALF, 0.030, POT_INNER, 1.8, colour="wood", spout=(-0.064, 0.0, 0.022)
+        ),
+    )
+
+
+LEAVES = (_leaves("green_tea", "green"), _leaves("black_tea", "plum"))
+LEAF_NAMES = tuple(leaves.name for leaves in LEAVES)
+POT = _pot()
 KETTLE = Thing(
     "kettle",
     (
-        Shape("cylinder", (0.030, 0.028), colour="steel"),
-        Shape("box", (0.006, 0.024, 0.012), (0, 0, 0.040), colour="plum"),
-        Shape("box", (0.012, 0.007, 0.006), (-0.038, 0, 0.020), colour="steel"),
+        Shape("cylinder", (0.034, 0.026), colour="steel"),
+        Shape("box", (0.013, 0.006, 0.006), (0.045, 0, 0.016), colour="steel"),
+        Shape("box", (0.004, 0.003, 0.018), (0, -0.029, 0.044), colour="slate"),
+        Shape("box", (0.004, 0.003, 0.018), (0, 0.029, 0.044), colour="slate"),
+        Shape("box", (0.008, 0.032, 0.005), (0, 0, 0.062), colour="slate"),
     ),
-    0.15,
-    rest_height=0.028,
-    grasp_offset=0.042,
+    0.20,
+    rest_height=0.026,
+    grasp_offset=0.062,
     grip=0.008,
-    vessel=Vessel(-0.024, 0.026, 0.030, 0.050, 3.0, holds=WATER, colour="blue"),
-)
-POT = Thing(
-    "pot",
-    (
-        Shape("cylinder", (POT_RADIUS, POT_HALF), colour="pink"),
-        Shape("box", (0.028, 0.006, 0.005), (POT_RADIUS + 0.028, 0, 0.005), colour="pink"),
-        Shape("box", (0.008, 0.010, 0.012), (HANDLE_M, 0, 0.005), colour="plum"),
-    ),
-    0.15,
-    rest_height=POT_HALF,
-    grasp_offset=0.0,
-    grip=0.008,
-    vessel=Vessel(0.004 - POT_HALF, POT_HALF, POT_RADIUS, POT_RADIUS, 2.4, colour="orange"),
-    other_grasp=(HANDLE_M, 0.0, 0.007),
+    vessel=Vessel(-0.022, 0.027, 0.030, 0.034, 5.0, holds=WATER, colour="blue", spout=(0.058, 0.0, 0.022)),
 )
 LID = Thing(
     "lid",
     (
-        Shape("cylinder", (_LID_RADIUS, _LID_HALF), colour="teal"),
-        Shape("cylinder", (0.009, 0.014), (0, 0, 0.018), colour="yellow"),
-        *(
-            Shape(
-                "box",
-                (0.0015, 0.012, _SKIRT / 2),
-                (_RIM * np.cos(angle), _RIM * np.sin(angle), -_LID_HALF - _SKIRT / 2),
-                (0, 0, angle),
-                colour="teal",
-            )
-            for angle in (0.0, np.pi / 2, np.pi, -np.pi / 2)
-        ),
+        Shape("cylinder", (_LID_RADIUS, _LID_HALF), colour="pink"),
+        Shape("cylinder", (_PLUG_RADIUS, _PLUG_HALF), (0, 0, -_LID_HALF - _PLUG_HALF), colour="pink"),
+        Shape("cylinder", (0.009, 0.013), (0, 0, 0.016), colour="yellow"),
     ),
     0.05,
-    rest_height=_LID_HALF + _SKIRT,
-    grasp_offset=0.020,
+    rest_height=_LID_HALF + 2 * _PLUG_HALF,
+    grasp_offset=0.018,
     grip=0.009,
     covers=True,
 )
-CUP_HEIGHT = 0.05
-CUP = Fixture(
-    "cup",
-    (Shape("cylinder", (0.030, CUP_HEIGHT / 2), (0, 0, CUP_HEIGHT / 2), colour="glass"),),
-    vessel=Vessel(0.004, CUP_HEIGHT, 0.032, 0.028, 2.4, colour="orange"),
-)
 
 
-def other_tea(goal: Goal) -> str:
-    """The one that is not asked for."""
-    return next(caddy.name for caddy in CADDIES if caddy.name != goal.item)
+def other_leaves(goal: Goal) -> str:
+    """Those that stay where they are."""
+    return next(leaves for leaves in LEAF_NAMES if leaves != goal.item)
 
 
 def lid_is_on(scene: SceneView) -> bool:
-    """Whether the lid lies on the pot, held or not."""
+    """Whether the lid lies on the pot, however that leans, or is held there."""
     offset = scene.position("lid") - scene.position("pot")
-    low, high = _LID_ON_Z_M
-    return bool(np.hypot(offset[0], offset[1]) < _LID_ON_XY_M and low < offset[2] < high)
+    return bool(0.02 < np.linalg.norm(offset) < 0.045 and offset[2] > -0.01)
 
 
-class Brew:
-    """How far the tea is, from what is in pot and cup."""
+def lid_is_off(scene: SceneView) -> bool:
+    """Whether the lid is well away from the pot."""
+    return bool(np.linalg.norm(scene.position("lid") - scene.position("pot")) > _LID_OFF_M)
 
-    def __init__(self, scene: SceneView, goal: Goal) -> None:
-        pot, cup = scene.content("pot"), scene.content("cup")
-        self.tea, self.other, self.water = (
-            pot.get(name, 0.0) + cup.get(name, 0.0) for name in (goal.item, other_tea(goal), WATER)
-        )
-        self.served = sum(cup.values()) / max(1e-9, sum(cup.values()) + sum(pot.values()))
 
-    @property
-    def has_tea(self) -> bool:
-        """Enough of the named tea, and hardly any of the other."""
-        return self.tea >= TEA_AT_LEAST and self.other <= OTHER_TEA_AT_MOST
+def is_in_the_pot(scene: SceneView, leaves: str) -> bool:
+    """Whether leaves are in the pot, however that leans, released."""
+    offset = scene.position(leaves) - scene.position("pot")
+    return bool(np.linalg.norm(offset) < 0.04 and offset[2] < 0.02) and scene.holder(leaves) is None
 
-    @property
-    def brewed(self) -> bool:
-        """Tea and water."""
-        return self.has_tea and self.water >= WATER_AT_LEAST
 
-    @property
-    def poured(self) -> bool:
-        """The cup has most of it."""
-        return self.brewed and self.served >= SERVED
+def pot_stands(scene: SceneView) -> bool:
+    """Whether the pot stands on the table."""
+    low = scene.position("pot")[2] < POT.rest_height + _STANDS_M
+    return bool(low) and scene.lean("pot") < _STANDS_RAD
+
+
+def steep(scene: Scene) -> None:
+    """As soon as the lid is on, water is tea of the leaves that are in it."""
+    water = scene.content("pot").get(WATER, 0.0)
+    inside = [leaves for leaves in LEAF_NAMES if is_in_the_pot(scene, leaves)]
+    if water > 0.0 and inside and lid_is_on(scene):
+        scene.add("pot", WATER, -water)
+        for leaves in inside:
+            scene.add("pot", leaves, water / len(inside))
+
+
+def amount(scene: SceneView) -> float:
+    """Portions of water and tea in pot and glass."""
+    return sum(sum(scene.content(vessel).values()) for vessel in ("pot", "glass"))
 
 
 class TeaProgress:
-    """Sub-steps: the lid is off; enough of the named tea is in the pot; enough water; the tea is in the cup; the pot
-    stands on the table, released, with the lid on it.
+    """Sub-steps: the lid was taken off; the named leaves were put in the pot, alone; enough water over them; the lid on,
+    released, over tea of the named leaves; enough of that is in the glass, not mixed with anything else.
 
-    In this order, each counted once reached. Half a score: more than 0.1 portions were spilled since the sub-step before
-    (pouring), or the lid was taken more than twice in all (lid on).
+    In this order, each counted once reached. Half a score: the leaves had to be taken more than once, the lid more than
+    twice (lid on), or more than 0.1 portions were spilled since the sub-step before (water, tea in the glass).
     """
 
     def __init__(self, goal: Goal) -> None:
-        self._goal = goal
+        self._item, self._other = goal.item, other_leaves(goal)
+        self._takings = {goal.item: 0, "lid": 0}
+        self._held = dict.fromkeys(self._takings, False)
         self._scores: list[float] = []
         self._spilled = 0.0
-        self._takings = 0  # of the lid
-        self._held = False
-        self._done = False
+        self._served = False
 
     def update(self, scene: SceneView) -> None:
-        held = scene.holder("lid") is not None
-        self._takings += held and not self._held
-        self._held = held
-        brew = Brew(scene, self._goal)
-        away = float(np.linalg.norm(scene.position("lid") - scene.position("pot")))
-        self._done = brew.poured and lid_is_on(scene) and _at_rest(scene)
-        reached = (away > _LID_OFF_M, brew.has_tea, brew.brewed, brew.poured, self._done)
+        for thing in self._takings:
+            held = scene.holder(thing) is not None
+            self._takings[thing] += held and not self._held[thing]
+            self._held[thing] = held
+        alone = is_in_the_pot(scene, self._item) and not is_in_the_pot(scene, self._other)
+        closed = lid_is_on(scene) and scene.holder("lid") is None
+        pot, glass = scene.content("pot"), scene.content("glass")
+        named = glass.get(self._item, 0.0)
+        self._served = named >= SERVED and named >= PURE * sum(glass.values())
+        reached = (
+            lid_is_off(scene),
+            alone,
+            alone and amount(scene) >= WATER_ENOUGH,
+            closed and named + pot.get(self._item, 0.0) >= SERVED,
+            self._served,
+        )
         while len(self._scores) < len(reached) and reached[len(self._scores)]:
             self._scores.append(self._neatness(scene.spilled))
             self._spilled = scene.spilled
 
     def _neatness(self, spilled: float) -> float:
         """Of the sub-step that is reached now."""
-        last = len(self._scores) == 4
-        flaw = self._takings > 2 if last else spilled - self._spilled > SPILL_FLAW
+        flaws = {0: False, 1: self._takings[self._item] > 1, 3: self._takings["lid"] > 2}
+        flaw = flaws.get(len(self._scores), spilled - self._spilled > SPILL_FLAW)
         return 0.5 if flaw else 1.0
 
     @property
@@ -181,51 +203,36 @@ class TeaProgress:
 
     @property
     def done(self) -> bool:
-        return self._done
+        return self._served and len(self._scores) == 5
 
 
-def _at_rest(scene: SceneView) -> bool:
-    """Whether pot and lid stand, released."""
-    free = scene.holder("pot") is None and scene.holder("lid") is None
-    still = scene.speed("pot") < AT_REST_M_S and scene.speed("lid") < AT_REST_M_S
-    return free and still and bool(scene.position("pot")[2] < POT_HALF + 0.02) and scene.lean("pot") < 0.2
-
-
-_POT_HOME = np.array([0.0, 0.0])
-_CUP_HOME = np.array([-0.02, 0.15])
-_KETTLE_HOME = np.array([0.25, 0.06])
-_CADDY_HOMES = np.array([[-0.25, 0.09], [-0.25, -0.02]])
-_LID_ASIDE = np.array([-0.13, -0.10])
+_POT_HOME, _KETTLE_HOME, _GLASS_HOME = (0.03, 0.09), (-0.26, 0.0), (-0.15, 0.15)
+_LEAVES_HOME, _LID_ASIDE = (0.23, -0.01), (0.04, -0.09)
 
 
 def _layout(rng: np.random.Generator, goal: Goal, placement_range: float, scale: float) -> Layout:
-    homes = _CADDY_HOMES[rng.permutation(2)] + rng.uniform(-0.022, 0.022, (2, 2)) * placement_range
-    things = {
-        caddy.name: (float(x), float(y), caddy.rest_height, 0.0)
-        for caddy, (x, y) in zip(CADDIES, homes, strict=True)
-    }
-    x, y = _KETTLE_HOME + rng.uniform(-1, 1, 2) * (0.03, 0.06) * placement_range
-    things["kettle"] = (float(x), float(y), KETTLE.rest_height, 0.0)
-    x, y = _POT_HOME + rng.uniform(-0.02, 0.02, 2) * placement_range
-    things["pot"] = (float(x), float(y), POT.rest_height, float(rng.uniform(-0.1, 0.1)))
-    things["lid"] = (float(x), float(y), POT.rest_height + _ON_Z_M, 0.0)
-    cup = _CUP_HOME + rng.uniform(-0.012, 0.012, 2)
-    return Layout(things, {"cup": (float(cup[0]), float(cup[1]))})
+    half = (0.05 * placement_range, 0.07 * placement_range)
+    things = scatter(rng, LEAVES, _LEAVES_HOME, half, scale)
+    pot, glass = rng.uniform(-0.015, 0.015, (2, 2)) + (_POT_HOME, _GLASS_HOME)
+    kettle = rng.uniform(-0.035, 0.035, 2) * placement_range + _KETTLE_HOME
+    turned = rng.uniform(-0.1, 0.1, 2)
+    things["pot"] = (float(pot[0]), float(pot[1]), POT.rest_height, float(turned[0]))
+    things["lid"] = (float(pot[0]), float(pot[1]), POT.rest_height + _LID_ON_Z_M, 0.0)
+    things["kettle"] = (float(kettle[0]), float(kettle[1]), KETTLE.rest_height, float(turned[1]))
+    return Layout(things, {"glass": (float(glass[0]), float(glass[1]))})
 
 
 # The script ------------------------------------------------------------------------------------------
 
-_HIGH_M = 0.17  # of what is carried over the pot
-_CADDY_POURS_ON, _KETTLE_POURS_ON = 0.02, 0.12  # portions that flow while they are turned up again
-_CLEAR_M = 0.13
+_HIGH_M = 0.19  # of the kettle's handle on its way
+_LEAVES_HEIGHT_M = 0.035  # of their grasp point when they are let go in the pot
+_CLEAR_M = 0.12
+_WATER, _TEA = 1.2, 1.0  # portions that pot and glass are to hold
+_POURS_ON = 0.12  # portions that flow while a vessel is turned up again
+_LITTLE = 0.02  # portions
+_TURNED_RAD = 0.4
 _WAIT = "wait"
-_PUT_AWAY = {
-    "green_tea": "put back",
-    "black_tea": "put back",
-    "kettle": "put back",
-    "lid": "uncover",
-    "pot": "put down",
-}
+_PUT_AWAY = {"pot": "put down", "kettle": "put back", "lid": "uncover"}
 _Jobs = dict[str, tuple[str, str]]
 
 
@@ -238,84 +245,99 @@ def _brew(expert: Expert, arm: str) -> Script:
     world = expert.world
     while True:
         job, part = _job(expert, arm)
+
+        def changed(now: tuple[str, str] = (job, part)) -> bool:
+            return _job(expert, arm) != now
+
         if job == "fetch":
+            yield from expert.pick(arm, part, _HIGH_M if part == "kettle" else 0.13)
+            yield from expert.hold(arm, changed)
+        elif job == "put in":
+            inside = world.position("pot") + expert.scatter(0.004)
+            yield from expert.put(arm, part, inside, _LEAVES_HEIGHT_M)
+        elif job == "put aside":
+            side = 1.0 if arm == "right" else -1.0
+            aside = np.array([side * _LEAVES_HOME[0], -0.10, 0.0])
+            yield from expert.put(arm, part, aside + expert.scatter(0.01), LEAVES[0].rest_height + 0.008)
+        elif job == "pour":
+            into, wanted = ("pot", _WATER) if part == "kettle" else ("glass", _TEA)
             yield from expert.pick(arm, part, _HIGH_M)
-            yield from expert.hold(arm, lambda: _job(expert, arm)[0] != "fetch")
-        elif job == "pour tea":
-            yield from expert.pick(arm, part, _HIGH_M)
-            missing = _TEA_WANTED - Brew(world, world.goal).tea
-            yield from expert.pour(arm, part, "pot", max(0.02, missing - _CADDY_POURS_ON))
-        elif job == "pour water":
-            yield from expert.pick(arm, part, _HIGH_M)
-            missing = _WATER_WANTED - Brew(world, world.goal).water
-            yield from expert.pour(arm, part, "pot", max(0.02, missing - _KETTLE_POURS_ON))
-        elif job == "serve":
-            yield from expert.grasp(arm, "pot", 1)
-            yield from expert.carry(arm, "pot", np.array([0.08, 0.06, 0.15]))
-            yield from expert.pour(arm, "pot", "cup", 5.0)
+            missing = wanted - sum(world.content(into).values())
+            yield from expert.pour(arm, part, into, max(_LITTLE, missing - _POURS_ON))
         elif job == "put back":
-            yield from expert.put(arm, part, _home(expert, part), _REST_GRASP[part] + 0.004, _HIGH_M)
+            home = np.array([*_KETTLE_HOME, 0.0]) + expert.scatter(0.015)
+            height = KETTLE.rest_height + KETTLE.grasp_offset + 0.004
+            yield from expert.put(arm, part, home, height, _HIGH_M, straight=True)
         elif job == "put down":
-            yield from expert.put(arm, "pot", np.array([*_POT_HOME, 0.0]), POT_HALF + 0.004)
+            handle = np.array([_POT_HOME[0] + _HANDLE_M, _POT_HOME[1], 0.0]) + expert.scatter(0.008)
+            yield from expert.put(arm, part, handle, POT.rest_height + 0.018, straight=True)
+        elif job == "cover":
+            yield from _cover(expert, arm, changed)
         elif job == "uncover":
             aside = np.array([*_LID_ASIDE, 0.0]) + expert.scatter(0.01)
-            yield from expert.put(arm, "lid", aside, LID.rest_height + LID.grasp_offset + 0.004, _HIGH_M)
-        elif job == "cover":
-            yield from _cover(expert, arm)
+            yield from expert.put(arm, part, aside, LID.rest_height + LID.grasp_offset + 0.004)
+        elif job == "be ready":
+            yield Wish(over(world.grasp_point(part), CLEARANCE_M), OPEN_M)
         else:
-            yield from expert.wait(arm, lambda: _job(expert, arm)[0] != _WAIT)
+            yield from expert.wait(arm, changed)
 
 
-_REST_GRASP = {thing.name: thing.rest_height + thing.grasp_offset for thing in (*CADDIES, KETTLE)}
-
-
-def _home(expert: Expert, part: str) -> NDArray[np.float64]:
-    """Where a kettle or caddy is put back."""
-    if part == "kettle":
-        return np.array([*_KETTLE_HOME, 0.0]) + expert.scatter(0.015)
-    (other,) = [caddy.name for caddy in CADDIES if caddy.name != part]
-    taken = expert.world.position(other)[:2]
-    free = max(_CADDY_HOMES.tolist(), key=lambda home: float(np.hypot(*(taken - home))))
-    return np.array([*free, 0.0]) + expert.scatter(0.01)
-
-
-def _cover(expert: Expert, arm: str) -> Script:
-    world = expert.world
-    yield from expert.pick(arm, "lid", _HIGH_M)
-    on = world.position("pot") + [0.0, 0.0, _ON_Z_M + LID.grasp_offset]
-    yield from expert.carry(arm, "lid", on + [0.0, 0.0, 0.04], exact=True)
-    yield from expert.carry(arm, "lid", on + [0.0, 0.0, 0.003], exact=True)
-    if world.held(arm) == "lid":
+def _cover(expert: Expert, arm: str, changed: Callable[[], bool]) -> Script:
+    yield from expert.pick(arm, "lid")
+    if changed():
+        return
+    on: NDArray[np.float64] = expert.world.position("pot") + [0.0, 0.0, _LID_ON_Z_M + LID.grasp_offset]
+    yield from expert.carry(arm, "lid", over(on, 0.04), exact=True)
+    yield from expert.carry(arm, "lid", over(on, 0.003), exact=True)
+    if expert.world.held(arm) == "lid":
         yield from expert.let_go(arm)
 
 
 def _job(expert: Expert, arm: str) -> tuple[str, str]:
     """What an arm has to do now, and with what."""
     world = expert.world
-    job = _jobs(expert, Brew(world, world.goal)).get(arm, (_WAIT, ""))
-    held = world.held(arm)
-    return job if held in (None, job[1]) else (_PUT_AWAY[held], held)
-
-
-def _jobs(expert: Expert, brew: Brew) -> _Jobs:
-    world = expert.world
     if world.done():
-        return {}
-    if brew.poured:
-        standing = world.holder("pot") is None and world.lean("pot") < 0.2
-        return {"left": ("cover" if standing and _is_clear(expert, "right") else "fetch", "lid")}
-    if lid_is_on(world) or world.holder("lid") is not None:
-        return {"left": ("uncover", "lid"), "right": ("fetch", "kettle")}
-    if not brew.has_tea:
-        jobs: _Jobs = {"right": ("fetch", "kettle")}
-        if _is_clear(expert, "right"):
-            jobs["left"] = ("pour tea", world.goal.item)
-        else:
-            jobs["left"] = ("fetch", world.goal.item)
-        return jobs
-    if not brew.brewed:
-        return {"right": ("pour water" if _is_clear(expert, "left") else "fetch", "kettle")}
-    return {"right": ("serve", "pot")}
+        jobs: _Jobs = {}
+    elif world.holder("pot") is None and (not pot_stands(world) or _is_turned(expert, "pot")):
+        jobs = {"right": ("put down", "pot")}
+    else:
+        jobs = _make(expert)
+    job = jobs.get(arm, (_WAIT, ""))
+    held = world.held(arm)
+    return job if held in (None, job[1]) else (_PUT_AWAY.get(held, "put aside"), held)
+
+
+def _make(expert: Expert) -> _Jobs:
+    """While there is not enough tea in the glass."""
+    world = expert.world
+    named, other = world.goal.item, other_leaves(world.goal)
+    if is_in_the_pot(world, named) and amount(world) >= WATER_ENOUGH and not is_in_the_pot(world, other):
+        return _close_and_serve(expert)
+    fetching = world.holder(named) or ("left" if world.position(named)[0] < -0.12 else "right")
+    jobs: _Jobs = {fetching: ("fetch", named)}
+    if not lid_is_off(world):
+        return {**jobs, world.holder("lid") or "left": ("uncover", "lid")}
+    if is_in_the_pot(world, other):
+        return {"right": ("put aside", other)}
+    if not is_in_the_pot(world, named):
+        free = _is_clear(expert, "left" if fetching == "right" else "right")
+        return {"left": ("fetch", "kettle"), fetching: ("put in" if free else "fetch", named)}
+    if _is_turned(expert, "kettle"):
+        return {"left": ("put back", "kettle")}
+    return {
+        "left": ("pour" if _is_clear(expert, "right") else "fetch", "kettle"),
+        "right": ("fetch", "lid"),
+    }
+
+
+def _close_and_serve(expert: Expert) -> _Jobs:
+    """When the named leaves and water are in the pot."""
+    world = expert.world
+    if not lid_is_on(world) or world.holder("lid") is not None:
+        arm = world.holder("lid") or "right"
+        free = _is_clear(expert, "left" if arm == "right" else "right")
+        return {arm: ("cover" if free else "fetch", "lid")}
+    return {"right": ("pour" if _is_clear(expert, "left") else "be ready", "pot")}
 
 
 def _is_clear(expert: Expert, arm: str) -> bool:
@@ -324,45 +346,43 @@ def _is_clear(expert: Expert, arm: str) -> bool:
     return bool(np.hypot(offset[0], offset[1]) > _CLEAR_M)
 
 
+def _is_turned(expert: Expert, vessel: str) -> bool:
+    """Whether its spout points too far away from where arms pour to."""
+    return bool(abs(expert.world.heading(vessel)) > _TURNED_RAD)
+
+
 TEA = Task(
     name="tea",
-    summary="Brew the named tea: lid off, tea in, water in, pour it into the cup, lid on.",
-    time_limit_s=30.0,
-    sub_steps=("lid off", "tea in the pot", "water in the pot", "tea in the cup", "lid on"),
-    goals=tuple(Goal(caddy.name, "cup") for caddy in CADDIES),
-    parts=Parts((*CADDIES, KETTLE, POT, LID), (CUP,)),
-    keypoints=(
-        "green_tea",
-        "black_tea",
-        "kettle",
-        "pot",
-        liquid_name("pot"),
-        "lid",
-        "cup",
-        liquid_name("cup"),
-    ),
+    summary="Open the pot, put the named leaves in, pour water over them, close it, pour the tea into the glass.",
+    time_limit_s=22.0,
+    sub_steps=("lid off", "named leaves in the pot", "water over them", "lid on", "tea in the glass"),
+    goals=tuple(Goal(leaves, "glass") for leaves in LEAF_NAMES),
+    parts=Parts((*LEAVES, POT, KETTLE, LID), (GLASS,)),
+    keypoints=(*LEAF_NAMES, "pot", liquid_name("pot"), "kettle", "lid", "glass", liquid_name("glass")),
     wordings={
         "train": (
-            "brew {item}",
-            "make a cup of {item}",
-            "please prepare some {item}",
-            "put {item} in the pot, add water and pour it into the cup",
-            "take the lid off, add the {item} and hot water, fill the cup",
-            "i would like a cup of {item}",
-            "serve {item} in the cup",
-            "brew the {item} with water from the kettle and put the lid back",
-            "fill the cup with freshly brewed {item}",
-            "{item} with hot water, then into the cup, please",
+            "brew a glass of {item}",
+            "make {item} in the pot and pour it into the glass",
+            "put the {item} into the pot, add hot water, close the lid and serve",
+            "i would like {item}, please",
+            "prepare a pot of {item} and fill the glass",
+            "open the pot, drop the {item} in, pour water over it, and serve the tea",
+            "steep the {item} and pour it out",
+            "please make me some {item}",
+            "the guest wants {item} in the glass",
+            "use the {item}, fill the pot with hot water, put the lid on, then pour",
+            "cook up a pot of {item} for the glass",
         ),
         "heldout": (
-            "could you make me some {item}",
-            "a cup of {item}, please",
-            "open the pot, {item} and water in, pour a cup",
-            "prepare the {item} and serve a cup of it",
-            "let us have {item} from the pot",
+            "could you brew some {item}",
+            "a glass of {item}, freshly steeped",
+            "take the {item} for the pot, add water and serve it",
+            "pour me a glass of {item} once it has steeped",
+            "today it is {item} in the pot",
         ),
     },
     layout=_layout,
     progress=TeaProgress,
     scripts=_scripts,
+    mechanism=steep,
 )
