@@ -14,21 +14,23 @@ _FREQUENCIES = 16
 
 @dataclass(frozen=True)
 class ExpertSize:
-    """Width and number of the residual blocks."""
+    """Width of all layers, number of residual blocks that read the context, and of those that the chunk passes."""
 
     width: int
+    context_blocks: int
     blocks: int
 
 
-PRESETS = {"tiny": ExpertSize(256, 2), "base": ExpertSize(512, 4)}
+PRESETS = {"tiny": ExpertSize(256, 3, 2), "base": ExpertSize(512, 4, 4)}
 
 
 class FlowExpert(nn.Module):
     """Residual MLP over the flattened chunk; what is seen and the flow time scale and shift every block (FiLM).
 
     The scaling is what makes it precise: with additive conditioning alone the same demonstrations gave a third of the
-    success. Adjoint matching evaluates it some sixty times per update, so its cost is the cost of learning: the
-    condition is computed once and the blocks are square.
+    success. So are the blocks that read the context: without them tools were aimed half as far off again after the
+    same updates. Adjoint matching evaluates the blocks of the chunk some sixty times per update, so their cost is the
+    cost of learning; what depends on the context alone is cheap beside it.
     """
 
     context_entry = (
@@ -39,10 +41,11 @@ class FlowExpert(nn.Module):
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
         super().__init__()
         width, blocks = PRESETS[size].width, PRESETS[size].blocks
+        reading = [_Block(width) for _ in range(PRESETS[size].context_blocks)]
         self.register_buffer(
             "frequency", math.pi * 2.0 ** torch.linspace(0, 5, _FREQUENCIES), persistent=False
         )
-        self.context = nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.context = nn.Sequential(nn.Linear(context_dim, width), *reading, nn.LayerNorm(width))
         self.time = nn.Linear(2 * _FREQUENCIES, width)
         self.modulate = nn.Linear(width, 2 * blocks * width)
         self.enter = nn.Linear(horizon * action_dim, width)
@@ -72,6 +75,6 @@ class _Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.body = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, hidden: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, scale: Tensor | float = 0.0, shift: Tensor | float = 0.0) -> Tensor:
         moved: Tensor = hidden + self.body(self.norm(hidden) * (1 + scale) + shift)
         return moved

@@ -69,15 +69,32 @@ def test_the_feature_holds_the_way_from_each_tool_to_what_is_referred_to(
 
 
 @torch.no_grad()
-def test_a_slot_that_is_not_there_is_put_where_nothing_is(
+def test_what_is_not_there_says_nothing_and_is_never_meant(
+    robot: Embodiment, trunks: dict[str, Trunk], observe: Any
+) -> None:
+    """Neither its own place nor the ways to it move with the tools; the instruction means one of those that are there."""
+    trunk = trunks["keypoints"]
+    inputs = trunk.inputs([observe(1)])
+    inputs["keypoints"][0, 1:] = torch.tensor([0.0, 0.0, -1.0])  # only the first item is left
+    point = inputs["keypoints"][0, 0]
+    feature = trunk(inputs)[0]
+    where, ways, near = feature[:21].view(7, 3), feature[21:63].view(2, 7, 3), feature[63:105].view(2, 7, 3)
+    for part in (where, *ways, *near):
+        assert not part[[1, 2, 3, 4, 6]].any()  # slots 1 to 4, and the place that is meant
+        assert part[[0, 5]].any(-1).all()
+    torch.testing.assert_close(where[0], 4 * point)
+    torch.testing.assert_close(where[5], 4 * point)
+
+
+@torch.no_grad()
+def test_a_slot_that_an_image_does_not_show_says_nothing(
     robot: Embodiment, trunk_config: Callable[[str], TrunkConfig], observe: Any
 ) -> None:
     trunk = build_trunk(trunk_config("images"), robot).eval()
     inputs = trunk.inputs([observe(images=True)])
     last = trunk.locate[-1]  # type: ignore[index]
     last.bias.view(-1, 4)[:, 3] = -100.0
-    absent = trunk(inputs)[0, :15].view(5, 3)
-    torch.testing.assert_close(absent, torch.tensor([0.0, 0.0, -4.0]).expand(5, 3))
+    assert not trunk(inputs)[0, : 7 * 3 * 5].any()
 
 
 def test_the_body_is_seen_by_forward_kinematics_and_before_the_first_command_the_joints_stand_in(
