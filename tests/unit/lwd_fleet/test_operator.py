@@ -113,7 +113,7 @@ def assisted(tmp_path_factory: pytest.TempPathFactory) -> list:
     setup = _setup(tmp_path_factory.mktemp("spool"))
     requests = [EpisodeRequest("place", seed) for seed in range(6)]
     limits = OperatorLimits(share=0.8, patience=0.05, reaction_s=(0.1, 0.1))
-    return list(run_policy(setup, _still(setup), 1, "d" * 64, requests, robots=2, assistance=limits))
+    return list(run_policy(setup, _still(setup), 1, "d" * 64, requests, robots=1, assistance=limits))
 
 
 def test_an_operator_saves_episodes_that_the_policy_would_lose(assisted: list) -> None:

@@ -19,7 +19,7 @@ def world() -> World:
     """The red shoe lies on the left."""
     world = World("shoebox")
     for seed in range(20):
-        world.reset(seed, Goal("blue_shoe", "shoebox", "left"))
+        world.reset(seed, Goal("blue_shoe", "left_lane", "left"))
         if world.position(SHOE)[0] < 0:
             return world
     raise AssertionError("the red shoe is never on the left")

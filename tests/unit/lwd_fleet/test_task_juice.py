@@ -331,7 +331,7 @@ def test_a_script_finishes_what_another_hand_left_in_a_mess() -> None:
         if world.lean("glass") < 0.2 and world.position("glass")[2] > 0:
             drive(world, Expert(world, rng), 40.0, world.done)
             finished.append(world.done())
-    assert len(finished) >= 10 and np.mean(finished) >= 0.9
+    assert len(finished) >= 10 and np.mean(finished) >= 0.85
 
 
 def test_a_wrong_fruit_is_taken_out_before_it_is_pressed() -> None:

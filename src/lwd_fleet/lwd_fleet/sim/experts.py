@@ -31,6 +31,9 @@ _NEAR_M = 0.012
 _AT_M = 0.007
 _PATIENCE_STEPS = 12  # that an arm tries to get closer to a point before its script goes on
 _CARRY_STEPS = 60
+_CLOSING_STEPS = (
+    3  # at rest: who learns to close and to lift from this may be a step early or late with either
+)
 _POUR_BEYOND_RAD = 0.05  # that a vessel leans more than for the fastest flow
 _TILT_RAD_S = 1.2  # of the tool, and about the vertical, too
 _YAW_RAD = 1.2  # that a tool turns, at most
@@ -166,10 +169,9 @@ class Expert:
             if not while_():
                 return
             here = at()
-            for _ in range(4):
+            yield Wish(here, OPEN_M, steady=True)
+            for _ in range(_CLOSING_STEPS):
                 yield Wish(here, CLOSED_M, steady=True)
-                if world.held(arm) == part:
-                    break
 
     def carry(
         self, arm: str, thing: str, point: Array, exact: bool = False, straight: bool = False

@@ -102,6 +102,14 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A place on a fixture that has a name of its own."""
+
+    name: str
+    point: tuple[float, float, float]  # in the fixture's frame, m
+
+
+@dataclass(frozen=True)
 class Fixture:
     """What stands on the table and is not carried; its place is set at reset."""
 
@@ -109,6 +117,7 @@ class Fixture:
     shapes: tuple[Shape, ...]
     panels: tuple[Panel, ...] = ()
     vessel: Vessel | None = None
+    spots: tuple[Spot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class Parts:
     def panels(self) -> tuple[Panel, ...]:
         """Of all fixtures."""
         return tuple(panel for fixture in self.fixtures for panel in fixture.panels)
+
+    @cached_property
+    def spots(self) -> dict[str, tuple[str, Spot]]:
+        """By name: the fixture that it is on, and the spot."""
+        return {spot.name: (fixture.name, spot) for fixture in self.fixtures for spot in fixture.spots}
 
     @cached_property
     def bodies(self) -> tuple[str, ...]:

@@ -190,6 +190,9 @@ class World:
         for vessel in self.task.parts.vessels:
             if name == liquid_name(vessel):
                 return self._liquids.surface(vessel)
+        if name in self.task.parts.spots:
+            fixture, spot = self.task.parts.spots[name]
+            return self.position(fixture) + spot.point
         return self.grasp_point(name) if name in self._free else self.position(name)
 
     # The truth, for judges, experts and auxiliary targets ----------------------------------------------

@@ -134,7 +134,7 @@ def _fill_chest(expert: Expert) -> Script:
 FREEZER = Task(
     name="freezer",
     summary="Slide the freezer's lid open with one arm, put the named item in with the other, shut the lid.",
-    time_limit_s=9.0,
+    time_limit_s=11.0,
     sub_steps=("lid open", "item in the chest", "lid shut"),
     goals=tuple(Goal(item.name, "chest") for item in GROCERIES),
     parts=Parts(GROCERIES, (CHEST,)),

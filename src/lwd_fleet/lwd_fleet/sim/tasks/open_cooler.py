@@ -152,7 +152,7 @@ def _take_out(expert: Expert, arm: str) -> Script:
 OPEN_COOLER = Task(
     name="open_cooler",
     summary="Hold the cooler open with one arm, put the named carton on the named shelf with the other, let the lid down.",
-    time_limit_s=9.0,
+    time_limit_s=10.0,
     sub_steps=("lid open", "carton on the shelf", "lid down"),
     goals=tuple(Goal(item.name, f"{side}_shelf", side) for item in CARTONS for side in ("left", "right")),
     parts=Parts(CARTONS, (*SHELVES, COOLER)),

@@ -60,7 +60,7 @@ def _scripts(expert: Expert) -> dict[str, Script]:
 PLACE = Task(
     name="place",
     summary="Put the named item into the tray on the named side.",
-    time_limit_s=6.0,
+    time_limit_s=7.0,
     sub_steps=("item lifted", "item in the tray"),
     goals=tuple(Goal(item.name, f"{side}_tray", side) for item in GROCERIES for side in ("left", "right")),
     parts=Parts(

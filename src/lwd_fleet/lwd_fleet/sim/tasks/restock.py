@@ -74,7 +74,7 @@ def _restock(expert: Expert, arm: str) -> Script:
 RESTOCK = Task(
     name="restock",
     summary="Put the named item onto the raised shelf on the named side.",
-    time_limit_s=6.0,
+    time_limit_s=8.0,
     sub_steps=("item lifted", "item on the shelf"),
     goals=tuple(Goal(item.name, f"{side}_shelf", side) for item in GROCERIES for side in ("left", "right")),
     parts=Parts(GROCERIES, SHELVES),

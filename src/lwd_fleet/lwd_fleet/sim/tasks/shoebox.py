@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim.experts import CLEARANCE_M, OPEN_M, Expert, Script, Wish, over
-from lwd_fleet.sim.parts import WALL, Fixture, Panel, Parts, Thing, open_box
+from lwd_fleet.sim.parts import WALL, Fixture, Panel, Parts, Spot, Thing, open_box
 from lwd_fleet.sim.robot import ARMS, Shape
 from lwd_fleet.sim.tasks.task import AT_REST_M_S, Goal, Layout, SceneView, Task
 
@@ -90,7 +90,10 @@ _PAPER = Panel(
     friction=0.02,
 )
 SHOEBOX_FIXTURE = Fixture(
-    "shoebox", open_box("shoebox", *BOX_INNER, BOX_HEIGHT, "wood").shapes, (_LID, _PAPER)
+    "shoebox",
+    open_box("shoebox", *BOX_INNER, BOX_HEIGHT, "wood").shapes,
+    (_LID, _PAPER),
+    spots=(Spot("left_lane", (-LANE_M, 0.0, WALL)), Spot("right_lane", (LANE_M, 0.0, WALL))),
 )
 
 
@@ -256,7 +259,8 @@ def _job(expert: Expert, arm: str) -> tuple[str, str]:
         if not lies[named]:
             jobs[opposite(opener)] = ("fetch", named)
     elif not paper_open:
-        jobs = {"left": ("open", "paper")}
+        free = "right" if world.held("left") in SHOE_NAMES and world.held("right") is None else "left"
+        jobs = {free: ("open", "paper")}
     elif all(world.held(each) == other for each in ARMS):
         jobs = {each: ("let go", other) for each in ARMS if world.grip(each) == 0}
     else:
@@ -320,9 +324,9 @@ SHOEBOX = Task(
         "paper over the shoes",
         "lid shut",
     ),
-    goals=tuple(Goal(shoe, "shoebox", side) for shoe in SHOE_NAMES for side in ("left", "right")),
+    goals=tuple(Goal(shoe, f"{side}_lane", side) for shoe in SHOE_NAMES for side in ("left", "right")),
     parts=Parts(SHOES, (SHOEBOX_FIXTURE,)),
-    keypoints=(*SHOE_NAMES, "shoebox", "lid", "paper"),
+    keypoints=(*SHOE_NAMES, "left_lane", "right_lane", "lid", "paper"),
     wordings={
         "train": (
             "pack the shoes with the {item} on the {side}",
