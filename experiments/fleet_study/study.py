@@ -70,6 +70,7 @@ class Study:
                     episodes,
                     observation_spec=json.loads(self._spec.to_json()),
                     observe_every=self.plan.observe_every,
+                    expert_noise=self.plan.expert_noise,
                     plays=plays,
                 )
             with closing(self._learner(folder, catalog, self._fresh(catalog, 0), "bc", 0)) as learner:
@@ -100,7 +101,7 @@ class Study:
 
     def learn_offline(self, seed: int, method: str, name: str, refits: bool) -> None:
         """A method on all that is there before the fleet works."""
-        with self._stage(f"seed_{seed}/{name}") as folder:
+        with self._stage(f"seed_{seed}/{name}", last=True) as folder:
             self._copy(f"seed_{seed}/sft", folder)
             with (
                 self._catalog(folder) as catalog,
@@ -118,7 +119,7 @@ class Study:
     def learn_online(self, seed: int, method: str, name: str, refits: bool, operators: bool) -> None:
         """A method offline, then on what the fleet brings while it works with what the method has learned."""
         plan = self.plan
-        with self._stage(f"seed_{seed}/{name}") as folder:
+        with self._stage(f"seed_{seed}/{name}", last=True) as folder:
             self._copy(f"seed_{seed}/sft", folder)
             with (
                 self._catalog(folder) as catalog,
@@ -178,8 +179,9 @@ class Study:
     # Parts of stages ---------------------------------------------------------------------------------
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[Path]:
-        """A directory that is complete, or not there: an interrupted stage begins again."""
+    def _stage(self, name: str, last: bool = False) -> Iterator[Path]:
+        """A directory that is complete, or not there: an interrupted stage begins again. last: no other stage starts
+        from its replay, which is removed (a gigabyte each)."""
         done = self.root / name
         if done.exists():
             raise FileExistsError(f"{done} is there already; remove it to do this stage again")
@@ -189,7 +191,7 @@ class Study:
         began = time.monotonic()
         yield partial
         (partial / "wall_s.json").write_text(json.dumps(time.monotonic() - began))
-        for heavy in ("spool", "work", "state"):
+        for heavy in ("spool", "work", "state", *(["learner"] if last else [])):
             shutil.rmtree(partial / heavy, ignore_errors=True)
         partial.rename(done)
 
