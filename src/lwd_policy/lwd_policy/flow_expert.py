@@ -28,9 +28,9 @@ class FlowExpert(nn.Module):
     """Residual MLP over the flattened chunk; what is seen and the flow time scale and shift every block (FiLM).
 
     The scaling is what makes it precise: with additive conditioning alone the same demonstrations gave a third of the
-    success. So are the blocks that read the context: without them tools were aimed half as far off again after the
-    same updates. Adjoint matching evaluates the blocks of the chunk some sixty times per update, so their cost is the
-    cost of learning; what depends on the context alone is cheap beside it.
+    success. So are the blocks that read the context: cloning with them aims tools at 13 mm where it aimed at 17
+    without, after as many updates. Adjoint matching evaluates it some sixty times per update, so its cost is the cost
+    of learning: all blocks are square.
     """
 
     context_entry = (
