@@ -67,12 +67,16 @@ Work = Annotated[Path, typer.Option(help="Where runs are kept")]
 Quick = Annotated[bool, typer.Option(help="A little of everything: does it run?")]
 Tasks = Annotated[str, typer.Option(help="Only these, separated by commas")]
 Workers = Annotated[int, typer.Option(help="Processes that simulate", min=1)]
+Size = Annotated[str, typer.Option(help="Of the flow expert: tiny, or base on a GPU")]
+Device = Annotated[str, typer.Option(help="Of the learner: cpu or cuda")]
 
 
 @contextmanager
-def _study(work: Path, quick: bool, tasks: str, workers: int) -> Iterator[Study]:
+def _study(
+    work: Path, quick: bool, tasks: str, workers: int, size: str = "tiny", device: str = "cpu"
+) -> Iterator[Study]:
     torch.set_num_threads(1)
-    plan = FleetPlan()
+    plan = replace(FleetPlan(), expert_size=size, device=device)
     if tasks:
         plan = replace(plan, tasks=tuple(tasks.split(",")))
     columns = (
@@ -102,10 +106,16 @@ def gather(work: Work = WORK, quick: Quick = False, tasks: Tasks = "", workers: 
 
 @app.command()
 def clone(
-    seed: Seed, work: Work = WORK, quick: Quick = False, tasks: Tasks = "", workers: Workers = 2
+    seed: Seed,
+    work: Work = WORK,
+    quick: Quick = False,
+    tasks: Tasks = "",
+    workers: Workers = 2,
+    size: Size = "tiny",
+    device: Device = "cpu",
 ) -> None:
     """Clone the demonstrations; record what the result does in the deployment."""
-    with _study(work, quick, tasks, workers) as study:
+    with _study(work, quick, tasks, workers, size, device) as study:
         study.clone(seed)
 
 
@@ -117,12 +127,13 @@ def cell(
     quick: Quick = False,
     tasks: Tasks = "",
     workers: Workers = 2,
+    device: Device = "cpu",
 ) -> None:
     """Train one method from the cloned policy of a seed."""
     if name not in CELLS:
         raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(CELLS)}")
     how = CELLS[name]
-    with _study(work, quick, tasks, workers) as study:
+    with _study(work, quick, tasks, workers, device=device) as study:
         if how.online:
             study.learn_online(seed, how.method, name, how.refits, how.operators)
         else:

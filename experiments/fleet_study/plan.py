@@ -46,8 +46,12 @@ class FleetPlan:
 
     tasks: tuple[str, ...] = (*SHORT, *LONG)
     observation: str = "keypoints"
+    expert_size: str = "tiny"  # or "base", on a GPU
+    device: str = "cpu"  # of the learner; episodes are always run on processors
     demonstrations: int = 400  # of each task; rollouts and play follow in proportion to the paper's hours
-    expert_noise: float = 0.5  # of the demonstrator; at 1 the clone of a task in seven steps succeeds less (.57, not .67)
+    expert_noise: float = (
+        0.5  # of the demonstrator; at 1 the clone of a task in seven steps succeeds less (.57, not .67)
+    )
     observe_every: int = 1  # policy steps between the demonstrator's observations
     clone_steps: int = 100_000  # about 12,000 of each task
     offline_steps: int = 6_000

@@ -208,14 +208,16 @@ class Study:
 
     def _fresh(self, catalog: Catalog, seed: int) -> FlowPolicy:
         torch.manual_seed(seed)
-        return sim_policy(self.plan.observation, catalog, self.store, self.plan.observe_every, SUITE)
+        plan = self.plan
+        return sim_policy(plan.observation, catalog, self.store, plan.observe_every, SUITE, plan.expert_size)
 
     def _started(self, seed: int, folder: Path, catalog: Catalog, method: str) -> Learner:
         policy = load_policy(self.policy(seed, "sft"))
         return self._learner(folder, catalog, policy, method, seed)
 
     def _learner(self, folder: Path, catalog: Catalog, policy: FlowPolicy, method: str, seed: int) -> Learner:
-        return Learner(folder / "learner", catalog, self.store, policy, self.plan.learner(method), seed=seed)
+        config, device = self.plan.learner(method), self.plan.device
+        return Learner(folder / "learner", catalog, self.store, policy, config, device, seed)
 
     def _keep_newest(self, learner: Learner, folder: Path) -> None:
         version = learner.publish()

@@ -94,6 +94,12 @@ def train(
         ),
     ] = None,
     observation: Annotated[str, typer.Option(help="Of a fresh policy: images or keypoints")] = "images",
+    suite: Annotated[
+        str, typer.Option(help=f"Of a fresh policy: the tasks that it is for, {' or '.join(SUITES)}")
+    ] = "demo",
+    expert_size: Annotated[
+        str, typer.Option(help="Of a fresh policy: tiny (learns on two cores) or base (wants a GPU)")
+    ] = "tiny",
     method: Annotated[
         str,
         typer.Option(help=f"How the offline phase learns: {_METHODS_HELP}. Each has a directory of its own"),
@@ -126,7 +132,7 @@ def train(
                 name = "learner" if method == DEFAULT else f"learner_{method}"
                 known = policy or starting_policy(run / name)
                 if ranks.first and known is None:
-                    start = sim_policy(observation, catalog, store, config.stride)
+                    start = sim_policy(observation, catalog, store, config.stride, suite, expert_size)
                 elif ranks.first and known is not None:
                     start = load_policy(known, device)
                 start = share_policy(ranks, start)

@@ -9,6 +9,7 @@ from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.data.store import BlobStore
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.presets import observation_spec, trunk_config, trunk_directory
+from lwd_fleet.sim.tasks import SUITES
 from lwd_learner.learner import fetch_trace, fit_actions
 from lwd_policy.action import ActionSpec
 from lwd_policy.flow_policy import FlowPolicy
@@ -29,16 +30,20 @@ def sim_policy(
     store: BlobStore,
     stride: int,
     suite: str = "demo",
+    expert_size: str = "tiny",
 ) -> FlowPolicy:
-    """Its actions are normalised by the episodes committed so far: those should be demonstrations.
+    """Its actions are normalised by the episodes committed so far: those should be demonstrations. expert_size: one of
+    `flow_expert.PRESETS`; "tiny" learns on two cores, "base" wants a GPU.
 
-    Raises NothingToFit, TrunkRefused, FileNotFoundError, ValueError for an unknown kind of observation.
+    Raises NothingToFit, TrunkRefused, FileNotFoundError, ValueError for an unknown kind of observation, suite or size.
     """
+    if suite not in SUITES:
+        raise ValueError(f"suite {suite!r}; one of {', '.join(SUITES)}")
     body = robot.embodiment()
     trunk = build_trunk(trunk_config(observation, suite), body)
     load_trunk(trunk_directory(suite), trunk)
     action = ActionSpec.unnormalised(body, "ee_relative", HORIZON, STEP_S, EXECUTE_STEPS)
-    policy = FlowPolicy(trunk, observation_spec(observation, suite=suite), action)
+    policy = FlowPolicy(trunk, observation_spec(observation, suite=suite), action, expert_size)
     rows = catalog.episodes_since(0)
     if not rows:
         raise NothingToFit("no episode is committed; record or ingest demonstrations first")

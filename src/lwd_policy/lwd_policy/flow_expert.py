@@ -40,6 +40,8 @@ class FlowExpert(nn.Module):
 
     def __init__(self, context_dim: int, horizon: int, action_dim: int, size: str = "tiny") -> None:
         super().__init__()
+        if size not in PRESETS:
+            raise ValueError(f"expert size {size!r}; one of {', '.join(PRESETS)}")
         width, blocks = PRESETS[size].width, PRESETS[size].blocks
         reading = [_Block(width) for _ in range(PRESETS[size].context_blocks)]
         self.register_buffer(

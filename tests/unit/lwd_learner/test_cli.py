@@ -68,6 +68,7 @@ def test_what_cannot_be_tried_is_one_sentence_and_status_2(tmp_path: Path) -> No
         ("train", "bc", "--run", nowhere, "--policy", nowhere, "--steps", 1),
         ("train", "bc", "--run", tmp_path, "--policy", nowhere, "--steps", 1),
         ("train", "offline", "--run", tmp_path, "--method", "magic", "--steps", 1),
+        ("train", "bc", "--run", tmp_path, "--suite", "nine", "--steps", 1),
         ("eval", "--policy", nowhere),
         ("eval", "--policy", nowhere, "--task", "juggle"),
         ("eval", "--policy", nowhere, "--suite", "nine"),

@@ -70,7 +70,7 @@ def episode(request, tmp_path_factory) -> tuple[RememberedPolicy, EpisodeRows]: 
 
 def test_features_from_the_bag_are_those_of_the_robot(episode: tuple[RememberedPolicy, EpisodeRows]) -> None:
     live, rows = episode
-    assert len(live.chunks) == len(rows.trace.points) == len(rows.transitions) == 12
+    assert len(live.chunks) == len(rows.trace.points) == len(rows.transitions) == 14
     features = np.stack([chunk.feature for chunk in live.chunks])
     np.testing.assert_allclose(rows.features, features, atol=1e-5)
     np.testing.assert_allclose(rows.features[rows.previous], np.stack(live.pasts), atol=1e-5)

@@ -96,3 +96,8 @@ def test_the_value_head_is_optional_and_estimates_within_zero_and_one(make_polic
     assert make_policy().estimate(context).isnan().all()
     value = make_policy(value_head=True).estimate(context)
     assert value.shape == (6,) and value.min() >= 0 and value.max() <= 1
+
+
+def test_a_size_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="huge.*tiny, base"):
+        FlowExpert(4, 2, 2, "huge")
