@@ -60,8 +60,14 @@ class Card:
     origin: Mapping[str, Any] = field(default_factory=dict)  # parent, snapshot, metrics, licence, ...
 
 
-def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = None) -> Path:
-    """Write `<folder>/<digest>` atomically and return it; an equal one that exists is left as it is."""
+def save(
+    folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = None, half: bool = False
+) -> Path:
+    """Write `<folder>/<digest>` atomically and return it; an equal one that exists is left as it is.
+
+    half: in half precision, to be handed on: half as large, loaded as float32, and no longer the very same policy.
+    Raises ValueError for weights that half precision cannot hold.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "format_version": 1,
@@ -78,6 +84,8 @@ def save(folder: Path, policy: FlowPolicy, origin: Mapping[str, Any] | None = No
     working.mkdir()
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+        if half:
+            tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
         save_file(tensors, working / WEIGHTS)
         card = _canonical(content)
         (working / CARD).write_bytes(card)
@@ -158,6 +166,8 @@ def load(
     except (ValueError, IndexError, RuntimeError, SafetensorError, OSError) as error:
         raise CheckpointRefused(f"{path}: {error}") from error
     for name, tensor in tensors.items():
+        if tensor.dtype == torch.float16 and wanted[name].dtype == torch.float32:
+            tensors[name] = tensor = tensor.float()
         if tensor.dtype != wanted[name].dtype:
             raise CheckpointRefused(f"{path}: {name} is {tensor.dtype}, expected {wanted[name].dtype}")
         if not torch.isfinite(tensor).all():
@@ -214,6 +224,16 @@ def _compare(path: Path, wanted: Mapping[str, torch.Tensor]) -> None:
     for name, shape in shapes.items():
         if shape != tuple(wanted[name].shape):
             raise CheckpointRefused(f"{path}: {name} has shape {shape}, expected {tuple(wanted[name].shape)}")
+
+
+def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision, if it is of floating point."""
+    if not tensor.is_floating_point():
+        return tensor
+    halved = tensor.half()
+    if not torch.equal(halved.isfinite(), tensor.isfinite()):
+        raise ValueError(f"{name} has a number too large for half precision; save it in full")
+    return halved
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

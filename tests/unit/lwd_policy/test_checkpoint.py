@@ -275,3 +275,21 @@ def test_a_policy_for_other_streams_is_refused(saved: Path, robot: Embodiment, m
     ):
         with pytest.raises(CheckpointRefused, match=f"made for keypoints with {reason}"):
             verify_against(card, robot, ObservationSpec((*others, replace(points, **change))))
+
+
+def test_a_checkpoint_in_half_precision_is_half_as_large_and_acts_almost_alike(
+    make_policy: Any, tmp_path: Path
+) -> None:
+    policy = make_policy()
+    whole, half = save(tmp_path, policy), save(tmp_path, policy, half=True)
+    assert whole.name != half.name
+    assert (half / WEIGHTS).stat().st_size < 0.6 * (whole / WEIGHTS).stat().st_size
+    loaded, _ = load(half)
+    for name, tensor in policy.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+    assert save(tmp_path, loaded, half=True) == half  # rounding once is rounding for good
+    with torch.no_grad():
+        policy.expert.leave.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="leave.weight has a number too large"):
+        save(tmp_path, policy, half=True)
