@@ -2,7 +2,8 @@
 """The stages of the fleet study. Each leaves a directory behind that the next ones start from, and is done once.
 
 base/                   demonstrations and play of all tasks, ingested: common to all training seeds
-seed_<s>/sft/           the cloned policy, its rollouts in the deployment: what every method starts from
+seed_<s>/cloned/        the cloned policy
+seed_<s>/sft/           the same and its rollouts in the deployment: what every method starts from
 seed_<s>/<method>/      a method's run
 store/                  episodes of all of them, by content
 """
@@ -33,6 +34,8 @@ from lwd_learner.learner import Learner, load_policy
 from lwd_learner.sim_policy import sim_policy
 from lwd_learner.training_run import TrainingRun
 from lwd_policy.flow_policy import FlowPolicy
+
+_SAVE_EVERY = 5000  # updates of cloning
 
 DEPLOYMENT = Path(__file__).parent / "deployment.yaml"
 
@@ -78,26 +81,41 @@ class Study:
 
     def clone(self, seed: int) -> None:
         """The cloned policy of a training seed, and what it does in the deployment."""
+        if not (self.root / f"seed_{seed}/cloned").exists():
+            self._clone(seed)
+        path = self.policy(seed, "cloned")
         with self._stage(f"seed_{seed}/sft") as folder:
             self._copy("base", folder)
+            self._keep_policy(path, folder)
+            with self._catalog(folder) as catalog:
+                version = catalog.register_policy(path.name, path.as_uri(), catalog.snapshot(), None, {})
+                episodes = self.plan.rolled_out(seed)
+                self._roll(
+                    folder,
+                    "rollouts",
+                    episodes,
+                    policy=path,
+                    version=version,
+                    exploration=self.plan.exploration,
+                )
+                with closing(self._learner(folder, catalog, load_policy(path), "bc", seed)) as learner:
+                    self._ingest(learner)
+
+    def _clone(self, seed: int) -> None:
+        """An hour on a core: what is interrupted goes on from the last state that was saved."""
+        total = self.plan.clone_steps
+        with self._stage(f"seed_{seed}/cloned", last=True, resumes=True) as folder:
+            if not (folder / "catalog.db").exists():
+                self._copy("base", folder)
             with self._catalog(folder) as catalog:
                 policy = self._fresh(catalog, seed)
                 with closing(self._learner(folder, catalog, policy, "bc", seed)) as learner:
-                    run = TrainingRun(learner, "bc", self.plan.clone_steps)
-                    run.train(self.plan.clone_steps, self._steps("cloning", self.plan.clone_steps))
-                    version = learner.publish()
-                    path = Path(catalog.policy(version).uri.removeprefix("file://"))
-                    self._keep_policy(path, folder)
-                    episodes = self.plan.rolled_out(seed)
-                    self._roll(
-                        folder,
-                        "rollouts",
-                        episodes,
-                        policy=path,
-                        version=version,
-                        exploration=self.plan.exploration,
-                    )
-                    self._ingest(learner)
+                    run = TrainingRun(learner, "bc", total)
+                    while run.steps < total:
+                        steps = min(_SAVE_EVERY, total - run.steps)
+                        run.train(steps, self._steps("cloning", total, run.steps))
+                        run.save()
+                    self._keep_newest(learner, folder)
 
     def learn_offline(self, seed: int, method: str, name: str, refits: bool) -> None:
         """A method on all that is there before the fleet works."""
@@ -179,15 +197,16 @@ class Study:
     # Parts of stages ---------------------------------------------------------------------------------
 
     @contextmanager
-    def _stage(self, name: str, last: bool = False) -> Iterator[Path]:
-        """A directory that is complete, or not there: an interrupted stage begins again. last: no other stage starts
-        from its replay, which is removed (a gigabyte each)."""
+    def _stage(self, name: str, last: bool = False, resumes: bool = False) -> Iterator[Path]:
+        """A directory that is complete, or not there: an interrupted stage begins again, unless it `resumes` from what it
+        left. last: no other stage starts from its replay, which is removed (a gigabyte each)."""
         done = self.root / name
         if done.exists():
             raise FileExistsError(f"{done} is there already; remove it to do this stage again")
         partial = self.root / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if not resumes:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         yield partial
         (partial / "wall_s.json").write_text(json.dumps(time.monotonic() - began))
@@ -197,9 +216,11 @@ class Study:
 
     def _copy(self, source: str, folder: Path) -> None:
         """Episodes and replay of another stage."""
-        shutil.copy(self.root / source / "catalog.db", folder)
         for replay in ("replay", "held_out"):
-            shutil.copytree(self.root / source / "learner" / replay, folder / "learner" / replay)
+            copied = folder / "learner" / replay
+            shutil.rmtree(copied, ignore_errors=True)  # of a copy that was interrupted
+            shutil.copytree(self.root / source / "learner" / replay, copied)
+        shutil.copy(self.root / source / "catalog.db", folder)  # the last: it says that all is there
 
     @contextmanager
     def _catalog(self, folder: Path) -> Iterator[Catalog]:
@@ -268,9 +289,9 @@ class Study:
                 self._progress(title, len(results), len(episodes), f"{won:.2f} succeed")
         return results
 
-    def _steps(self, title: str, total: int) -> Callable[[int, Mapping[str, float]], None]:
+    def _steps(self, title: str, total: int, done: int = 0) -> Callable[[int, Mapping[str, float]], None]:
         def show(step: int, metrics: Mapping[str, float]) -> None:
             loss = metrics.get("clone_loss", metrics.get("critic_loss", 0.0))
-            self._progress(title, step, total, f"loss {loss:.4f}")
+            self._progress(title, done + step, total, f"loss {loss:.4f}")
 
         return show
