@@ -6,7 +6,7 @@
     scripts/run python -m experiments.fleet cell lwd_online --seed 0
     scripts/run python -m experiments.fleet evaluate lwd_online --seed 0
 
-Stages leave their results below `--work`; an interrupted one begins again. Nothing is evaluated with help.
+Stages leave their results below `--work`; an interrupted one goes on where it was. Nothing is evaluated with help.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,35 +29,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.fleet_study.analysis import Outcomes, summarise, table
-from experiments.fleet_study.plan import LONG, FleetPlan
+from experiments.fleet_study.plan import CELLS, LONG, FleetPlan
 from experiments.fleet_study.study import Study
 from lwd_fleet.sim.shift import Shift
 
 RESULTS = Path(__file__).parent / "results" / "fleet"
 WORK = Path("runs/fleet")
 
-
-@dataclass(frozen=True)
-class Cell:
-    """How a row of the table learns."""
-
-    method: str  # of `lwd_learner.methods`
-    online: bool = True
-    refits: bool = False  # clones what succeeded in the deployment before, and every few waves
-    operators: bool = True  # people help the fleet while it gathers data
-
-
-CELLS = {
-    "sft_continued": Cell("sft_continued", online=False),
-    "filtered_bc": Cell("filtered_bc"),
-    "recap": Cell("recap"),
-    "hg_dagger": Cell("hg_dagger"),
-    "iql_expectile": Cell("iql_awr"),
-    "lwd_paper": Cell("lwd_paper"),
-    "lwd_offline": Cell("lwd", online=False, refits=True),
-    "lwd_online": Cell("lwd", refits=True),
-    "lwd_online_no_interventions": Cell("lwd", refits=True, operators=False),
-}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
@@ -132,12 +110,8 @@ def cell(
     """Train one method from the cloned policy of a seed."""
     if name not in CELLS:
         raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(CELLS)}")
-    how = CELLS[name]
     with _study(work, quick, tasks, workers, device=device) as study:
-        if how.online:
-            study.learn_online(seed, how.method, name, how.refits, how.operators)
-        else:
-            study.learn_offline(seed, how.method, name, how.refits)
+        study.learn(seed, name, CELLS[name])
 
 
 @app.command()

@@ -41,6 +41,30 @@ Episodes = list[tuple[str, int]]  # task and scene seed
 
 
 @dataclass(frozen=True)
+class Cell:
+    """How a row of the table learns."""
+
+    method: str  # of `lwd_learner.methods`
+    start: str = "sft"  # the cell that it goes on from: `sft`, or one that learned offline
+    online: bool = True  # whether the fleet works with what it has learned
+    refits: bool = False  # clones what succeeded in the deployment before, and every few waves
+    operators: bool = True  # people help the fleet while it gathers data
+
+
+CELLS = {
+    "sft_continued": Cell("sft_continued", online=False),
+    "filtered_bc": Cell("filtered_bc"),
+    "recap": Cell("recap"),
+    "hg_dagger": Cell("hg_dagger"),
+    "iql_expectile": Cell("iql_awr"),
+    "lwd_paper": Cell("lwd_paper"),
+    "lwd_offline": Cell("lwd", online=False, refits=True),
+    "lwd_online": Cell("lwd", start="lwd_offline", refits=True),
+    "lwd_online_no_interventions": Cell("lwd", start="lwd_offline", refits=True, operators=False),
+}
+
+
+@dataclass(frozen=True)
 class FleetPlan:
     """The study on two cores."""
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 import yaml
 
-from experiments.fleet_study.plan import SUITE, Episodes, FleetPlan
+from experiments.fleet_study.plan import SUITE, Cell, Episodes, FleetPlan
 from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.data.store import LocalStore
+from lwd_fleet.data.summary import EpisodeSummary
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.presets import observation_spec
 from lwd_fleet.sim.rollout_worker import RolloutRequest
@@ -35,7 +36,7 @@ from lwd_learner.sim_policy import sim_policy
 from lwd_learner.training_run import TrainingRun
 from lwd_policy.flow_policy import FlowPolicy
 
-_SAVE_EVERY = 5000  # updates of cloning
+_SAVE_EVERY = 2000  # updates
 
 DEPLOYMENT = Path(__file__).parent / "deployment.yaml"
 
@@ -67,8 +68,9 @@ class Study:
                 ("demonstrations", self.plan.demonstrated(), False),
                 ("play", self.plan.played(), True),
             ):
-                self._roll(
+                self._record(
                     folder,
+                    catalog,
                     name,
                     episodes,
                     observation_spec=json.loads(self._spec.to_json()),
@@ -84,101 +86,107 @@ class Study:
         if not (self.root / f"seed_{seed}/cloned").exists():
             self._clone(seed)
         path = self.policy(seed, "cloned")
-        with self._stage(f"seed_{seed}/sft") as folder:
-            self._copy("base", folder)
+        with self._stage(f"seed_{seed}/sft", "base") as folder, self._catalog(folder) as catalog:
+            version = catalog.register_policy(path.name, path.as_uri(), catalog.snapshot(), None, {})
+            self._record(
+                folder,
+                catalog,
+                "rollouts",
+                self.plan.rolled_out(seed),
+                policy=path,
+                version=version,
+                exploration=self.plan.exploration,
+            )
+            with closing(self._learner(folder, catalog, load_policy(path), "bc", seed)) as learner:
+                self._ingest(learner)
             self._keep_policy(path, folder)
-            with self._catalog(folder) as catalog:
-                version = catalog.register_policy(path.name, path.as_uri(), catalog.snapshot(), None, {})
-                episodes = self.plan.rolled_out(seed)
-                self._roll(
-                    folder,
-                    "rollouts",
-                    episodes,
-                    policy=path,
-                    version=version,
-                    exploration=self.plan.exploration,
-                )
-                with closing(self._learner(folder, catalog, load_policy(path), "bc", seed)) as learner:
-                    self._ingest(learner)
 
     def _clone(self, seed: int) -> None:
-        """An hour on a core: what is interrupted goes on from the last state that was saved."""
-        total = self.plan.clone_steps
-        with self._stage(f"seed_{seed}/cloned", last=True, resumes=True) as folder:
-            if not (folder / "catalog.db").exists():
-                self._copy("base", folder)
-            with self._catalog(folder) as catalog:
-                policy = self._fresh(catalog, seed)
-                with closing(self._learner(folder, catalog, policy, "bc", seed)) as learner:
-                    run = TrainingRun(learner, "bc", total)
-                    while run.steps < total:
-                        steps = min(_SAVE_EVERY, total - run.steps)
-                        run.train(steps, self._steps("cloning", total, run.steps))
-                        run.save()
-                    self._keep_newest(learner, folder)
-
-    def learn_offline(self, seed: int, method: str, name: str, refits: bool) -> None:
-        """A method on all that is there before the fleet works."""
-        with self._stage(f"seed_{seed}/{name}", last=True) as folder:
-            self._copy(f"seed_{seed}/sft", folder)
-            with (
-                self._catalog(folder) as catalog,
-                closing(self._started(seed, folder, catalog, method)) as learner,
-            ):
-                self._offline(learner, refits)
+        with (
+            self._stage(f"seed_{seed}/cloned", "base", last=True) as folder,
+            self._catalog(folder) as catalog,
+        ):
+            policy = self._fresh(catalog, seed)
+            with closing(self._learner(folder, catalog, policy, "bc", seed)) as learner:
+                run = TrainingRun(learner, "bc", self.plan.clone_steps)
+                self._train(run, self.plan.clone_steps, "cloning")
                 self._keep_newest(learner, folder)
 
-    def _offline(self, learner: Learner, refits: bool) -> None:
-        run = TrainingRun(learner, "offline", self.plan.offline_steps)
-        if refits:
-            learner.refit(self.plan.refit_steps, self._steps("refit", self.plan.refit_steps))
-        run.train(self.plan.offline_steps, self._steps("offline", self.plan.offline_steps))
-
-    def learn_online(self, seed: int, method: str, name: str, refits: bool, operators: bool) -> None:
-        """A method offline, then on what the fleet brings while it works with what the method has learned."""
+    def learn(self, seed: int, name: str, cell: Cell) -> None:
+        """A method on all that is there before the fleet works; then, if the cell is online, on what the fleet brings
+        while it works with what the method has learned."""
         plan = self.plan
-        with self._stage(f"seed_{seed}/{name}", last=True) as folder:
-            self._copy(f"seed_{seed}/sft", folder)
+        with self._stage(f"seed_{seed}/{name}", f"seed_{seed}/sft", last=True) as folder:
+            state = folder / "learner" / "state"
+            if cell.start != "sft" and not state.exists():
+                self._copy(f"seed_{seed}/{cell.start}", folder, "learner/state")
+            policy = load_policy(self.policy(seed, "sft"))
             with (
                 self._catalog(folder) as catalog,
-                closing(self._started(seed, folder, catalog, method)) as learner,
+                closing(self._learner(folder, catalog, policy, cell.method, seed)) as learner,
             ):
-                self._offline(learner, refits)
-                run = TrainingRun(learner, "online")
-                waves = []
-                for wave in range(plan.waves):
-                    version = learner.publish()
-                    path = Path(catalog.policy(version).uri.removeprefix("file://"))
-                    results = self._roll(
-                        folder,
-                        f"wave {wave + 1} of {plan.waves}",
-                        plan.worked(seed, wave),
-                        policy=path,
-                        version=version,
-                        exploration=plan.exploration,
-                        operators=operators,
-                    )
-                    waves.append(
-                        {
-                            "success": sum(one["success"] for one in results) / len(results),
-                            "human_steps": sum(one["human_steps"] for one in results),
-                            "steps": sum(one["steps"] for one in results),
-                        }
-                    )
-                    self._ingest(learner, "online")
-                    if refits and wave % plan.refit_every == plan.refit_every - 1:
-                        learner.refit(plan.refit_steps, self._steps("refit", plan.refit_steps))
-                    run.train(plan.wave_steps, self._steps("online", plan.wave_steps))
-                    waves[-1] |= learner.trainer.report()
-                (folder / "waves.json").write_text(json.dumps(waves, indent=1) + "\n", encoding="utf-8")
+                run = TrainingRun(learner, "offline", plan.offline_steps)
+                waves = list(run.restored.get("waves", []))
+                if cell.refits and run.steps == 0:
+                    self._refit(learner)
+                self._train(run, plan.offline_steps + (plan.refit_steps if cell.refits else 0), "offline")
+                if cell.online:
+                    run = TrainingRun(learner, "online")
+                    for wave in range(len(waves), plan.waves):
+                        waves.append(
+                            self._work(folder, catalog, learner, plan.worked(seed, wave), cell, wave)
+                        )
+                        if cell.refits and wave % plan.refit_every == plan.refit_every - 1:
+                            self._refit(learner)
+                        run.train(plan.wave_steps, self._steps("online", plan.wave_steps))
+                        waves[-1] |= learner.trainer.report()
+                        run.save({"waves": waves})
+                    (folder / "waves.json").write_text(json.dumps(waves, indent=1) + "\n", encoding="utf-8")
                 self._keep_newest(learner, folder)
+
+    def _work(
+        self, folder: Path, catalog: Catalog, learner: Learner, episodes: Episodes, cell: Cell, wave: int
+    ) -> dict[str, float]:
+        """The fleet works for one wave with what was learned so far. Returns how that went."""
+        version = learner.publish()
+        done = self._record(
+            folder,
+            catalog,
+            f"wave {wave + 1} of {self.plan.waves}",
+            episodes,
+            policy=Path(catalog.policy(version).uri.removeprefix("file://")),
+            version=version,
+            exploration=self.plan.exploration,
+            operators=cell.operators,
+        )
+        self._ingest(learner, "online")
+        assisted = [one for one in done if one.authors.get("human", 0)]
+        alone = [one for one in done if not one.authors.get("human", 0)]
+        return {
+            "episodes": len(done),
+            "steps": sum(one.steps for one in done),
+            "human_steps": sum(one.authors.get("human", 0) for one in done),
+            "succeeded_alone": sum(one.outcome == "success" for one in alone),
+            "assisted": len(assisted),
+            "succeeded_assisted": sum(one.outcome == "success" for one in assisted),
+        }
+
+    def _refit(self, learner: Learner) -> None:
+        learner.refit(self.plan.refit_steps, self._steps("refit", self.plan.refit_steps))
+
+    def _train(self, run: TrainingRun, total: int, title: str) -> None:
+        """Up to so many updates of the run, which is saved now and then: an interrupted one goes on from there."""
+        while run.steps < total:
+            steps = min(_SAVE_EVERY, total - run.steps)
+            run.train(steps, self._steps(title, total, run.steps))
+            run.save()
 
     def evaluate(
         self, seed: int, name: str, development: bool = False, shift: Shift | None = None
     ) -> list[dict[str, Any]]:
         """Every scene once, without help. Returns the results."""
-        return self._roll(
-            None,
+        return self._run(
+            self.root,
             f"evaluation of {name}",
             self.plan.evaluated(development),
             policy=self.policy(seed, name),
@@ -187,7 +195,7 @@ class Study:
 
     def expert(self, shift: Shift, development: bool = True) -> list[dict[str, Any]]:
         """What the demonstrator reaches in the same scenes."""
-        return self._roll(None, "expert", self.plan.evaluated(development), shift=shift)
+        return self._run(self.root, "expert", self.plan.evaluated(development), shift=shift)
 
     def policy(self, seed: int, name: str) -> Path:
         """The checkpoint that a stage ended with. Raises FileNotFoundError."""
@@ -197,30 +205,37 @@ class Study:
     # Parts of stages ---------------------------------------------------------------------------------
 
     @contextmanager
-    def _stage(self, name: str, last: bool = False, resumes: bool = False) -> Iterator[Path]:
-        """A directory that is complete, or not there: an interrupted stage begins again, unless it `resumes` from what it
-        left. last: no other stage starts from its replay, which is removed (a gigabyte each)."""
+    def _stage(self, name: str, source: str = "", last: bool = False) -> Iterator[Path]:
+        """A directory that is complete or not there; an interrupted stage goes on with what it left.
+
+        source: the stage whose episodes and replay it begins with. last: no other stage starts from its own replay,
+        which is removed (a gigabyte each).
+        """
         done = self.root / name
         if done.exists():
             raise FileExistsError(f"{done} is there already; remove it to do this stage again")
         partial = self.root / f"{name}.partial"
-        if not resumes:
-            shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        if source and not (partial / "catalog.db").exists():
+            self._copy(source, partial, "learner/replay", "learner/held_out")
+            shutil.copy(self.root / source / "catalog.db", partial)  # the last: it says that all is there
+        before = partial / "wall_s.json"
+        spent = json.loads(before.read_text()) if before.exists() else 0.0
         began = time.monotonic()
-        yield partial
-        (partial / "wall_s.json").write_text(json.dumps(time.monotonic() - began))
-        for heavy in ("spool", "work", "state", *(["learner"] if last else [])):
+        try:
+            yield partial
+        finally:
+            before.write_text(json.dumps(spent + time.monotonic() - began))
+        replay = ("learner/replay", "learner/held_out") if last else ()
+        for heavy in ("spool", "work", *replay):
             shutil.rmtree(partial / heavy, ignore_errors=True)
         partial.rename(done)
 
-    def _copy(self, source: str, folder: Path) -> None:
-        """Episodes and replay of another stage."""
-        for replay in ("replay", "held_out"):
-            copied = folder / "learner" / replay
-            shutil.rmtree(copied, ignore_errors=True)  # of a copy that was interrupted
-            shutil.copytree(self.root / source / "learner" / replay, copied)
-        shutil.copy(self.root / source / "catalog.db", folder)  # the last: it says that all is there
+    def _copy(self, source: str, folder: Path, *parts: str) -> None:
+        """Of another stage."""
+        for part in parts:
+            shutil.rmtree(folder / part, ignore_errors=True)  # of a copy that was interrupted
+            shutil.copytree(self.root / source / part, folder / part)
 
     @contextmanager
     def _catalog(self, folder: Path) -> Iterator[Catalog]:
@@ -231,10 +246,6 @@ class Study:
         torch.manual_seed(seed)
         plan = self.plan
         return sim_policy(plan.observation, catalog, self.store, plan.observe_every, SUITE, plan.expert_size)
-
-    def _started(self, seed: int, folder: Path, catalog: Catalog, method: str) -> Learner:
-        policy = load_policy(self.policy(seed, "sft"))
-        return self._learner(folder, catalog, policy, method, seed)
 
     def _learner(self, folder: Path, catalog: Catalog, policy: FlowPolicy, method: str, seed: int) -> Learner:
         config, device = self.plan.learner(method), self.plan.device
@@ -252,9 +263,34 @@ class Study:
         if result.refused:
             raise RuntimeError(f"{len(result.refused)} episodes were refused, the first: {result.refused[0]}")
 
-    def _roll(
+    def _record(
+        self, folder: Path, catalog: Catalog, title: str, episodes: Episodes, **request: Any
+    ) -> list[EpisodeSummary]:
+        """Run episodes and commit them to the stage's catalog. What an interrupted stage has committed is not run again."""
+        shutil.rmtree(folder / "spool", ignore_errors=True)  # of episodes that were never committed
+        there = self._committed(catalog)
+        self._run(
+            folder,
+            title,
+            [scene for scene in episodes if scene not in there],
+            store=str(self.store.root),
+            catalog=str(folder / "catalog.db"),
+            **request,
+        )
+        there = self._committed(catalog)
+        lost = [scene for scene in episodes if scene not in there]
+        if lost:
+            raise RuntimeError(f"{title}: {len(lost)} episodes were not committed, the first: {lost[0]}")
+        return [there[scene] for scene in episodes]
+
+    def _committed(self, catalog: Catalog) -> dict[tuple[str, int], EpisodeSummary]:
+        """By task and scene."""
+        rows = catalog.episodes_since(0)
+        return {(row.summary.task, row.summary.seed): row.summary for row in rows}
+
+    def _run(
         self,
-        folder: Path | None,
+        folder: Path,
         title: str,
         episodes: Episodes,
         policy: Path | None = None,
@@ -262,8 +298,8 @@ class Study:
         shift: Shift | None = None,
         **other: Any,
     ) -> list[dict[str, Any]]:
-        """Run episodes; record them into the stage's catalog where there is one. A policy works in the deployment, an
-        expert without a shift, unless one is given."""
+        """Run episodes in worker processes. A policy works in the deployment, an expert without a shift, unless one is
+        given."""
         if shift is None:
             shift = Shift() if policy is None else deployment_shift()
         request = RolloutRequest(
@@ -275,14 +311,11 @@ class Study:
             policy_version=version,
             **other,
         )
-        if folder is not None:
-            request = replace(request, store=str(self.store.root), catalog=str(folder / "catalog.db"))
         requests = split(request, self.workers)
-        if folder is not None:
+        if request.catalog:
             requests = [replace(one, spool=str(folder / "spool" / f"{n}")) for n, one in enumerate(requests)]
         results = []
-        work = (folder or self.root) / "work" / title.replace(" ", "_")
-        with Rollouts(requests, work) as rollouts:
+        with Rollouts(requests, folder / "work" / title.replace(" ", "_")) as rollouts:
             for result in rollouts:
                 results.append(result)
                 won = sum(one["success"] for one in results) / len(results)
