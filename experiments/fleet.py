@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.fleet_study.analysis import Outcomes, summarise, table
+from experiments.fleet_study.analysis import Outcomes, read_work, summarise, table
 from experiments.fleet_study.plan import CELLS, LONG, FleetPlan
 from experiments.fleet_study.study import Study
 from lwd_fleet.sim.shift import Shift
@@ -112,6 +112,10 @@ def cell(
         raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(CELLS)}")
     with _study(work, quick, tasks, workers, device=device) as study:
         study.learn(seed, name, CELLS[name])
+    if not (quick or tasks):
+        file = RESULTS / f"seed_{seed}" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(study.course(seed, name), indent=1) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -138,7 +142,7 @@ def evaluate(
             results = study.evaluate(seed, name, development, chosen)
     for task, (success, score, count) in _by_task(results).items():
         console.print(f"{task:<14} success {success:.2f}  score {score:.2f}  ({count} scenes)")
-    if not (development or quick or name == "expert" or chosen):
+    if not (development or quick or tasks or name == "expert" or chosen):
         _keep(RESULTS / f"seed_{seed}" / f"{name}.csv", results)
 
 
@@ -149,6 +153,7 @@ def write_summary(
     """Write summary.json from all outcomes that are there, and print the table."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     summary = summarise(Outcomes.read(results)) | {
+        "work": read_work(results),
         "observation": FleetPlan().observation,
         "command": "scripts/run python -m experiments.fleet evaluate, summarise",
         "commit": head.stdout.strip(),

@@ -8,6 +8,8 @@ resamples training seeds, and scenes within each task, together for all methods.
 from __future__ import annotations
 
 import csv
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,16 +164,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def read_work(folder: Path) -> dict[str, dict[str, float]]:
+    """From `folder`/seed_<s>/<method>.json, how the fleet worked while a method learned, over all training seeds: the share
+    of steps that people did, success of episodes with and without their help, and minutes of learning and working. Methods
+    that only learned from what was there have the minutes alone."""
+    found = defaultdict(list)
+    for file in sorted(folder.glob("seed_*/*.json")):
+        found[file.stem].append(json.loads(file.read_text(encoding="utf-8")))
+    return {method: _worked(cells) for method, cells in found.items()}
+
+
+def _worked(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for cell in cells:
+        for wave in cell["waves"]:
+            total.update(wave)
+    worked = {"minutes": round(sum(cell["wall_s"] for cell in cells) / len(cells) / 60, 1)}
+    if total["steps"]:
+        worked["human_share"] = round(total["human_steps"] / total["steps"], 4)
+    for name, episodes in (("alone", total["episodes"] - total["assisted"]), ("assisted", total["assisted"])):
+        if episodes:
+            worked[f"success_{name}"] = round(total[f"succeeded_{name}"] / episodes, 4)
+    return worked
+
+
 def table(summary: Mapping[str, Any], methods: Iterable[str]) -> str:
     """Markdown."""
     metrics, intervals = summary["metrics"], summary["intervals"]
-    lines = ["| method | score | 95 % interval | strict success | long tasks |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | score | 95 % interval | strict success | long tasks | steps by people | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for method in methods:
         if f"score_{method}" in metrics:
             low, high = intervals[f"score_{method}"]
             long = metrics.get(f"long_{method}")
+            worked = summary.get("work", {}).get(method, {})
+            people = f"{worked['human_share']:.1%}" if "human_share" in worked else ""
             lines.append(
                 f"| {method} | {metrics[f'score_{method}']:.3f} | {low:.3f} to {high:.3f} "
-                f"| {metrics[f'success_{method}']:.3f} | {'' if long is None else f'{long:.3f}'} |"
+                f"| {metrics[f'success_{method}']:.3f} | {'' if long is None else f'{long:.3f}'} "
+                f"| {people} | {worked.get('minutes', '')} |"
             )
     return "\n".join(lines)

@@ -193,6 +193,15 @@ class Study:
             shift=shift,
         )
 
+    def course(self, seed: int, name: str) -> dict[str, Any]:
+        """How a finished cell went: seconds, and how the fleet worked in each wave if it did."""
+        folder = self.root / f"seed_{seed}" / name
+        waves = folder / "waves.json"
+        return {
+            "wall_s": round(json.loads((folder / "wall_s.json").read_text())),
+            "waves": json.loads(waves.read_text()) if waves.exists() else [],
+        }
+
     def expert(self, shift: Shift, development: bool = True) -> list[dict[str, Any]]:
         """What the demonstrator reaches in the same scenes."""
         return self._run(self.root, "expert", self.plan.evaluated(development), shift=shift)

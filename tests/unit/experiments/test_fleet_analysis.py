@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.fleet_study.analysis import Outcomes, holm, summarise, table
+from experiments.fleet_study.analysis import Outcomes, holm, read_work, summarise, table
 from experiments.fleet_study.plan import HOURS, ROBOTS, FleetPlan
 
 TASKS = ("restock", "tea")
@@ -99,3 +100,21 @@ def test_the_fleet_has_the_papers_robots_and_proportions() -> None:
     )
     for task, (demonstrated_h, _, played_h) in HOURS.items():
         assert played[task] / shown[task] == pytest.approx(played_h / demonstrated_h, abs=0.01)
+
+
+def test_work_with_and_without_people_is_told_apart(tmp_path: Path) -> None:
+    wave = {"episodes": 10, "steps": 400, "human_steps": 30, "assisted": 4}
+    for seed, (alone, assisted) in enumerate(((3, 4), (6, 2))):
+        (tmp_path / f"seed_{seed}").mkdir()
+        waves = [wave | {"succeeded_alone": alone, "succeeded_assisted": assisted}]
+        (tmp_path / f"seed_{seed}/lwd_online.json").write_text(json.dumps({"wall_s": 600, "waves": waves}))
+    (tmp_path / "seed_0/sft_continued.json").write_text(json.dumps({"wall_s": 90, "waves": []}))
+    assert read_work(tmp_path) == {
+        "lwd_online": {
+            "minutes": 10.0,
+            "human_share": 0.075,
+            "success_alone": 0.75,
+            "success_assisted": 0.75,
+        },
+        "sft_continued": {"minutes": 1.5},
+    }
