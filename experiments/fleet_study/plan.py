@@ -89,6 +89,7 @@ class FleetPlan:
     kl_budget: float = 0.1  # nat per executed step
     critic_rate: float = 5e-4
     policy_rows: int = 64
+    task_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LONG, 4.0))
     n_step: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LONG, 10))
 
     def quick(self) -> FleetPlan:
@@ -115,7 +116,13 @@ class FleetPlan:
             policy_rows=self.policy_rows,
             critic_rate=self.critic_rate,
         )
-        return LearnerConfig(trainer, n_step=self.n_step, stride=self.observe_every, method=method)
+        return LearnerConfig(
+            trainer,
+            n_step=self.n_step,
+            stride=self.observe_every,
+            task_weights=self.task_weights,
+            method=method,
+        )
 
     def demonstrated(self) -> Episodes:
         """Common to all training seeds."""

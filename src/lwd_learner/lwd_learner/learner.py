@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ class LearnerConfig:
     clone_schedule: Schedule = field(default_factory=lambda: Schedule("cosine", warm_up=100))  # of both
     n_step: Mapping[str, int] = field(default_factory=dict)  # chunks of an offline window, by task; else 1
     stride: int = 5  # policy steps between the decisions of a demonstrator
+    task_weights: Mapping[str, float] = field(default_factory=dict)  # rows of each, relatively; else 1
     held_out: float = 0.1  # share of episodes that only judge the critic
     check_every: int = 50  # steps between two looks at the critic
     over_estimate_max: float = 0.05  # tau_base is raised only while Q is no more above the outcome (4.1b)
@@ -80,6 +82,11 @@ class LearnerConfig:
         None  # shares of online rows that follow the losses; None: one to one (4.17)
     )
     method: str = DEFAULT  # one of `methods.METHODS`; it changes the trainer's settings to its own
+
+    def __post_init__(self) -> None:
+        for task, weight in self.task_weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of task {task} is {weight}; it must be a positive number")
 
 
 @dataclass
@@ -337,6 +344,7 @@ class Learner:
             selection=selection,
             images=images,
             online_share=None if self._mix is None else self._mix.shares(),
+            task_weights=self.config.task_weights,
         )
 
     @contextmanager

@@ -193,19 +193,21 @@ class ReplayReader:
         n_step: int | Mapping[str, int] = 1,
         selection: Selection = EVERYTHING,
         online_share: Mapping[str, float] | None = None,
+        task_weights: Mapping[str, float] | None = None,
         images: bool = False,
     ) -> Batch:
         """Draw `size` transitions with replacement. algorithm.md 4.17.
 
-        Uniform over tasks; inside a task, where both have rows, online with the chance `online_share` (by task name,
-        else .5) and offline otherwise. gamma: per executed step. n_step: chunks of the window of offline rows (by
+        Of each task in proportion to `task_weights` (by name, positive, else 1); inside a task, where both have rows, online
+        with the chance `online_share` (by task name, else .5) and offline otherwise. gamma: per executed step. n_step: chunks of the window of offline rows (by
         task name if a mapping, else 1); online windows are one chunk. images: with those of `layout.cameras`, decoded
         now; by far the longest part. Raises ReplayEmpty.
         """
         # Always three draws per row, so that the random stream does not depend on what the replay holds.
         uniform = torch.rand(3, size, generator=generator, dtype=torch.float64).numpy()
         share = np.array([(online_share or {}).get(name, 0.5) for name in self.tasks])
-        rows = self._indexed().draw(selection, self._shard, uniform, share)
+        weights = np.array([(task_weights or {}).get(name, 1.0) for name in self.tasks])
+        rows = self._indexed().draw(selection, self._shard, uniform, share, weights)
         if len(rows) < size:
             raise ReplayEmpty(
                 f"no transition for {selection}; the replay holds {len(self)} in {len(self.spans)} episodes"

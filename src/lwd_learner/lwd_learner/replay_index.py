@@ -89,15 +89,17 @@ class ReplayIndex:
         shard: Shard,
         uniform: NDArray[np.float64],
         online_share: NDArray[np.float64],
+        weights: NDArray[np.float64],
     ) -> NDArray[np.int64]:
-        """Rows [B] for numbers [3, B] in [0, 1). Uniform over tasks; inside a task, where both have rows, online with
-        the chance `online_share` [T]. Empty if the selection is. algorithm.md 4.17."""
+        """Rows [B] for numbers [3, B] in [0, 1). Of each task in proportion to its weight [T]; inside a task, where both
+        have rows, online with the chance `online_share` [T]. Empty if the selection is. algorithm.md 4.17."""
         groups = self._of(selection, shard)
         tasks = np.array(sorted({key // 2 for key in groups}), np.int64)
         if len(tasks) == 0:
             return tasks
         present = np.array([[2 * task + source in groups for source in (0, 1)] for task in tasks])
-        drawn = _floor(uniform[0], len(tasks))
+        ends = weights[tasks].cumsum()
+        drawn = np.searchsorted(ends[:-1], uniform[0] * ends[-1], side="right")
         online = np.where(
             present[drawn].all(axis=1), uniform[1] < online_share[tasks[drawn]], present[drawn, 1]
         )

@@ -346,3 +346,8 @@ def test_a_version_has_its_head_once_that_acts_and_training_goes_on_from_its_flo
     start = load_policy(paths[1])
     assert start.head is None and torch.equal(start.expert.leave.weight, learner.policy.expert.leave.weight)
     learner.close()
+
+
+def test_a_task_that_is_never_drawn_is_refused() -> None:
+    with pytest.raises(ValueError, match="weight of task tea is 0"):
+        LearnerConfig(task_weights={"tea": 0.0})

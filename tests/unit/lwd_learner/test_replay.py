@@ -166,6 +166,15 @@ def test_the_share_of_online_rows_may_be_set_by_task(opened: Callable[..., Repla
         assert batch.online[batch.task == task].float().mean().item() == pytest.approx(shares[name], abs=0.01)
 
 
+def test_tasks_are_drawn_by_their_weights(opened: Callable[..., Replay]) -> None:
+    replay = opened(*(episode(name, name, rows=rows) for name, rows in (("x", 5), ("y", 50), ("z", 5))))
+    weights = {"x": 3.0, "z": 0.5}  # y: 1
+    batch = replay.sample(100_000, torch.Generator().manual_seed(0), GAMMA, task_weights=weights)
+    for name, share in (("x", 3.0), ("y", 1.0), ("z", 0.5)):
+        drawn = (batch.task == replay.tasks.index(name)).float().mean().item()
+        assert drawn == pytest.approx(share / 4.5, abs=0.01)
+
+
 def test_it_can_be_seen_as_it_was_earlier(opened: Callable[..., Replay]) -> None:
     """Also where a later label took the place of an episode, and where one brought another task."""
 
