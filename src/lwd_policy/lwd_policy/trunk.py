@@ -32,6 +32,7 @@ _TEXT_FEATURES = 16
 _POSITION_SCALE = 4.0  # a table's half width becomes about 1
 _OFFSET_SCALE = 8.0
 _NEAR_M = 0.04  # offsets are repeated through tanh(d / this): fine where a grasp is decided
+_GRIPPED = 0.1  # of its range, how far a gripper stays open against its command with something between its fingers
 _UNLIKELY = -1e4  # a logit; finite, so that a mean over nothing is not NaN
 _PER_ARM = 3 + 6 + 2  # tool position, first two columns of its rotation, gripper measured and commanded
 
@@ -107,7 +108,7 @@ class Trunk(nn.Module):
         """F."""
         arms, slots, references = len(self.embodiment.arms), self.config.slots, 2
         located = 3 * (slots + references) * (1 + 2 * arms)
-        return located + _PER_ARM * arms + _TEXT_FEATURES + 3 * self.tool_cameras
+        return located + (_PER_ARM + 1) * arms + _TEXT_FEATURES + 3 * self.tool_cameras
 
     def inputs(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """Collate observations: body [B, arms * 11], tokens [B, L], and what the subclass adds."""
@@ -161,6 +162,7 @@ class Trunk(nn.Module):
                 (offsets * _OFFSET_SCALE).flatten(1),
                 torch.tanh(offsets / _NEAR_M).flatten(1),
                 torch.cat([tools * _POSITION_SCALE, body[..., 3:]], dim=-1).flatten(1),
+                torch.tanh((body[..., -2] - body[..., -1]) / _GRIPPED),
                 self.text_feature(embedding),
                 (seen.tool_offsets * _OFFSET_SCALE).flatten(1),
             ],
