@@ -32,7 +32,9 @@ _TEXT_FEATURES = 16
 _POSITION_SCALE = 4.0  # a table's half width becomes about 1
 _OFFSET_SCALE = 8.0
 _NEAR_M = 0.04  # offsets are repeated through tanh(d / this): fine where a grasp is decided
-_GRIPPED = 0.1  # of its range, how far a gripper stays open against its command with something between its fingers
+_GRIPPED = (
+    0.1  # of its range, how far a gripper stays open against its command with something between its fingers
+)
 _UNLIKELY = -1e4  # a logit; finite, so that a mean over nothing is not NaN
 _PER_ARM = 3 + 6 + 2  # tool position, first two columns of its rotation, gripper measured and commanded
 

@@ -15,8 +15,8 @@ from lwd_fleet.sim.tasks.cocktail import (
     FOAM,
     FOAM_ENOUGH,
     LID,
-    NAMED_AT_LEAST,
     SHAKER_HALF,
+    SPIRIT_AT_LEAST,
     foam,
     lid_is_on,
 )
@@ -26,7 +26,8 @@ TASK = TASKS["cocktail"]
 GOAL = Goal("gin", "glass")
 SHAKER = np.array([0.0, 0.03, SHAKER_HALF])
 ON, OFF = SHAKER + [0, 0, SHAKER_HALF + 0.004], np.array([-0.11, -0.07, 0.012])
-DRINK = {"gin": 1.0, "rum": 0.5, FOAM: 0.6}
+MIXED = {"gin": 0.8, "lemon": 0.5}
+DRINK = MIXED | {FOAM: 0.5}
 
 
 @dataclass
@@ -62,16 +63,14 @@ class Still:
 
 def _mixing(**last: object) -> list[Still]:
     """How it goes when it goes well; `last` changes the last state."""
-    mixed = {"gin": 1.0, "rum": 0.5}
     end: dict[str, object] = {"glass": dict(DRINK), **last}
     return [
         Still(),
-        Still({"gin": 1.0}),
-        Still(mixed),
-        Still(mixed, hands={"left": "lid"}, lid=ON),
-        Still(mixed, lid=ON),
+        Still({"gin": 0.8}),
+        Still(dict(MIXED)),
+        Still(dict(MIXED), hands={"left": "lid"}, lid=ON),
+        Still(dict(MIXED), lid=ON),
         Still(dict(DRINK), lid=ON, hands={"right": "shaker"}),
-        Still(dict(DRINK), hands={"left": "lid", "right": "shaker"}),
         Still(**end),  # type: ignore[arg-type]
     ]
 
@@ -89,24 +88,25 @@ def _judge(*states: Still, goal: Goal = GOAL) -> tuple[bool, tuple[float, ...]]:
 def test_every_sub_step_counts_when_it_is_reached() -> None:
     states = _mixing()
     reached = [sum(_judge(*states[: end + 1])[1]) for end in range(len(states))]
-    assert reached == [0, 1, 2, 2, 3, 4, 5, 6]
-    assert [_judge(*states[: end + 1])[0] for end in range(len(states))] == [False] * 7 + [True]
+    assert reached == [0, 1, 2, 2, 3, 4, 5]
+    assert [_judge(*states[: end + 1])[0] for end in range(len(states))] == [False] * 6 + [True]
 
 
-def test_the_goal_decides_of_which_spirit_there_is_to_be_more() -> None:
-    assert _judge(*_mixing(), goal=Goal("rum", "glass")) == (False, (0,) * 6)
+def test_the_goal_decides_which_spirit_it_has_to_be() -> None:
+    assert _judge(*_mixing(), goal=Goal("rum", "glass")) == (False, (0,) * 5)
 
 
 @pytest.mark.parametrize(
     ("shaker", "reached"),
     [
-        ({"rum": 1.0}, 0),  # only the other
-        ({"rum": 0.5}, 0),
-        ({"gin": NAMED_AT_LEAST - 0.01}, 0),
-        ({"gin": 1.0}, 1),
-        ({"gin": 1.0, "rum": 0.1}, 1),  # too little of the other
-        ({"gin": 1.0, "rum": 0.9}, 1),  # too much
-        ({"gin": 1.6, "rum": 0.9}, 2),  # and made up for
+        ({"lemon": 0.5}, 0),  # the spirit is missing
+        ({"rum": 0.8}, 0),
+        ({"gin": SPIRIT_AT_LEAST - 0.01}, 0),
+        ({"gin": 0.8}, 1),
+        ({"gin": 0.8, "rum": 0.1}, 1),  # a dash of the wrong one
+        ({"gin": 0.8, "lemon": 0.1}, 1),  # too little juice
+        ({"gin": 0.8, "rum": 0.3, "lemon": 0.5}, 0),  # spoiled
+        ({"gin": 0.8, "lemon": 0.5}, 2),
     ],
 )
 def test_what_is_in_the_shaker_decides_how_far_it_got(shaker: dict[str, float], reached: int) -> None:
@@ -115,22 +115,21 @@ def test_what_is_in_the_shaker_decides_how_far_it_got(shaker: dict[str, float], 
 
 
 def test_without_foam_or_with_half_of_it_still_in_the_shaker_it_is_not_served() -> None:
-    unshaken = {"gin": 1.0, "rum": 0.5}
-    assert not _judge(*_mixing()[:5], Still({}, unshaken))[0]
+    assert not _judge(*_mixing()[:5], Still({}, dict(MIXED)))[0]
     half = {name: amount / 2 for name, amount in DRINK.items()}
-    assert _judge(*_mixing()[:7], Still(half, dict(half))) == (False, (1, 1, 1, 1, 1, 0))
+    assert _judge(*_mixing()[:6], Still(half, dict(half))) == (False, (1, 1, 1, 1, 0))
 
 
 def test_a_drink_beside_the_glass_is_not_served() -> None:
-    assert _judge(*_mixing()[:7], Still({}, {}, spilled=2.1)) == (False, (1, 1, 1, 1, 1, 0))
+    assert _judge(*_mixing()[:6], Still({}, {}, spilled=1.8)) == (False, (1, 1, 1, 1, 0))
 
 
-@pytest.mark.parametrize(("state", "sub_step"), [(1, 0), (2, 1), (7, 5)])
+@pytest.mark.parametrize(("state", "sub_step"), [(1, 0), (2, 1), (6, 4)])
 def test_spilling_while_pouring_makes_half_a_score_of_that_sub_step_alone(state: int, sub_step: int) -> None:
     states = _mixing()
     for later in states[state:]:
         later.spilled = 0.3
-    scores = [1.0] * 6
+    scores = [1.0] * 5
     scores[sub_step] = 0.5
     assert _judge(*states) == (True, tuple(scores))
 
@@ -138,12 +137,12 @@ def test_spilling_while_pouring_makes_half_a_score_of_that_sub_step_alone(state:
 @pytest.mark.parametrize(("thing", "before", "sub_step"), [("lid", 3, 2), ("shaker", 5, 3)])
 def test_taking_lid_or_shaker_twice_makes_half_a_score(thing: str, before: int, sub_step: int) -> None:
     states = _mixing()
-    mixed = states[2].shaker
+    mixed = MIXED
     taken = [
         Still(mixed, hands={"right": thing}, lid=ON if thing == "shaker" else OFF),
         Still(mixed, lid=ON if thing == "shaker" else OFF),
     ]
-    scores = [1.0] * 6
+    scores = [1.0] * 5
     scores[sub_step] = 0.5
     assert _judge(*states[:before], *taken, *states[before:]) == (True, tuple(scores))
 
@@ -154,11 +153,11 @@ def test_taking_lid_or_shaker_twice_makes_half_a_score(thing: str, before: int, 
 @pytest.mark.parametrize(
     ("scene", "foams"),
     [
-        (Still({"gin": 1.0, "rum": 0.5}, lid=ON, fast=0.3), True),
-        (Still({"gin": 1.0, "rum": 0.5}, lid=ON, fast=0.1), False),  # too slow
-        (Still({"gin": 1.0, "rum": 0.5}, lid=OFF, fast=0.3), False),  # open
+        (Still(dict(MIXED), lid=ON, fast=0.3), True),
+        (Still(dict(MIXED), lid=ON, fast=0.1), False),  # too slow
+        (Still(dict(MIXED), lid=OFF, fast=0.3), False),  # open
         (Still({}, lid=ON, fast=0.3), False),  # empty
-        (Still({"gin": 1.0, "rum": 0.5, FOAM: 1.0}, lid=ON, fast=0.3), False),  # no more of it
+        (Still(MIXED | {FOAM: 0.8}, lid=ON, fast=0.3), False),  # no more of it
     ],
 )
 def test_what_is_in_the_closed_shaker_foams_while_it_moves_fast(scene: Still, foams: bool) -> None:
@@ -169,7 +168,7 @@ def test_what_is_in_the_closed_shaker_foams_while_it_moves_fast(scene: Still, fo
 
 
 def test_a_few_seconds_of_shaking_are_enough() -> None:
-    scene, seconds = Still({"gin": 1.0, "rum": 0.5}, lid=ON, fast=0.3), 0.0
+    scene, seconds = Still(dict(MIXED), lid=ON, fast=0.3), 0.0
     while scene.shaker.get(FOAM, 0.0) < FOAM_ENOUGH:
         foam(scene)  # type: ignore[arg-type]
         seconds += TICK_S
@@ -195,8 +194,8 @@ def _swing(expert: Expert) -> Script:
 def test_the_level_of_a_closed_shaker_rises_visibly_while_it_is_swung_and_the_lid_stays_on() -> None:
     world = World("cocktail")
     world.reset(0, GOAL)
-    world.add("shaker", "gin", 1.0)
-    world.add("shaker", "rum", 0.5)
+    for ingredient, portions in MIXED.items():
+        world.add("shaker", ingredient, portions)
     surface, body = world.keypoint_names.index("shaker_liquid"), world.keypoint_names.index("shaker")
 
     def level() -> float:
@@ -204,20 +203,20 @@ def test_the_level_of_a_closed_shaker_rises_visibly_while_it_is_swung_and_the_li
         return float(points[surface, 2] - points[body, 2])
 
     act(world, left=_cover)
-    assert lid_is_on(world) and world.sub_step_scores() == (1, 1, 1, 0, 0, 0)
+    assert lid_is_on(world) and world.sub_step_scores() == (1, 1, 1, 0, 0)
     before = level()
     act(world, right=_swing)
-    assert lid_is_on(world) and world.sub_step_scores() == (1, 1, 1, 1, 0, 0)
+    assert lid_is_on(world) and world.sub_step_scores() == (1, 1, 1, 1, 0)
     assert level() - before > 0.015  # three times the noise of a detector
 
 
 def test_an_open_shaker_does_not_foam() -> None:
     world = World("cocktail")
     world.reset(0, GOAL)
-    world.add("shaker", "gin", 1.0)
-    world.add("shaker", "rum", 0.5)
+    for ingredient, portions in MIXED.items():
+        world.add("shaker", ingredient, portions)
     act(world, right=_swing)
-    assert not world.content("shaker").get(FOAM) and world.sub_step_scores() == (1, 1, 0, 0, 0, 0)
+    assert not world.content("shaker").get(FOAM) and world.sub_step_scores() == (1, 1, 0, 0, 0)
 
 
 # The scene -------------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_everything_is_within_reach_of_the_arms_that_take_it(scale: float) -> No
             points = [shaker + [0, 0, 0.25], shaker + [side * 0.05, 0, 0.1]]
             points += [point for place in own for point in (place, place + [0, 0, 0.2])]
             if arm == "right":
-                points += [shaker + [0.085, 0, 0.012], glass + [0.09, 0, 0]]
+                points += [shaker + [0.090, 0, 0.012], glass + [0.14, 0, 0]]
             home = body.home[body.arm_columns(body.arm(arm))[:-1]]
             chain = body.arm(arm).chain
             reached, _ = chain.forward(chain.inverse(np.array(points), chain.forward(home)[1], home, 60))
@@ -293,19 +292,21 @@ def test_a_tall_bottle_is_poured_from_either_side_without_touching_the_shaker(ar
 
     def work(expert: Expert) -> Script:
         yield from expert.pick(arm, "gin", 0.19)
-        yield from expert.pour(arm, "gin", "shaker", 0.8)
+        yield from expert.pour(arm, "gin", "shaker", 5.0)
 
     act(world, **{arm: work})
-    assert 0.75 < world.content("shaker")["gin"] < 1.1 and world.spilled < 0.02
+    assert world.content("shaker")["gin"] == pytest.approx(0.8, abs=0.02) and world.spilled < 0.02
     np.testing.assert_allclose(world.position("shaker"), before, atol=2e-3)
 
 
-def test_too_much_of_the_other_spirit_is_made_up_for() -> None:
+def test_the_wrong_spirit_stays_where_it_is() -> None:
     world = World("cocktail")
-    world.reset(0, GOAL)
-    world.add("shaker", "rum", 0.8)
-    drive(world, Expert(world, np.random.default_rng(0)), 30.0, world.done)
-    assert world.done() and world.content("glass")["gin"] > 1.4 * world.content("glass")["rum"]
+    for item in ("gin", "rum"):
+        world.reset(3, Goal(item, "glass"))
+        drive(world, Expert(world, np.random.default_rng(0)), 30.0, world.done)
+        wrong = "rum" if item == "gin" else "gin"
+        assert world.done() and world.content("glass").get(wrong, 0.0) == 0.0
+        assert world.content(wrong)[wrong] == 0.8
 
 
 def test_a_lid_on_an_empty_shaker_is_taken_off_first() -> None:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cocktail`: much of the named spirit and little of the other into the shaker, each from the arm on whose side it is;
-the lid on, shaken until it foams, the lid off, poured into the glass."""
+"""`cocktail`: the named spirit into the shaker, then the lemon juice; the lid on, shaken until it foams, poured through its
+strainer into the glass.
+
+Bottles hold as much as a drink takes and are emptied: how much has flowed is then not a matter of tenths of a second, which
+is finer than a policy decides.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,27 @@ from lwd_fleet.sim.robot import ARMS, Shape
 from lwd_fleet.sim.scene import TICK_S, liquid_name
 from lwd_fleet.sim.tasks.task import Goal, Layout, Scene, SceneView, Task
 
-NAMED_PORTIONS, OTHER_PORTIONS = 1.0, 0.5  # of the drink
-NAMED_AT_LEAST, OTHER_AT_LEAST = 0.75, 0.3
-RATIO_AT_LEAST = 1.4  # named to other
+SPIRIT_PORTIONS, LEMON_PORTIONS = 0.8, 0.5  # in their bottles
+SPIRIT_AT_LEAST, LEMON_AT_LEAST = 0.6, 0.3
+WRONG_AT_MOST = 0.15  # portions of the other spirit
 FOAM = "foam"
-FOAM_ENOUGH = 0.5  # portions
+FOAM_ENOUGH = 0.4  # portions
 SERVED = 0.7  # of what was shaken is in the glass
 SPILL_FLAW = 0.1  # portions during a sub-step
-_FOAM_PORTIONS = 1.0  # at most
+_FOAM_PORTIONS = 0.8  # at most
 _FOAM_PER_M = 1.5  # portions per metre of the way, while the shaker moves faster than:
 _SHAKEN_M_S = 0.15
-_CAPACITY = 2.8  # portions, of the shaker
+_FOAMS_FROM = 0.3  # portions of anything else
+_CAPACITY = 2.2  # portions, of the shaker
 
-SHAKER_HALF, SHAKER_RADIUS, HANDLE_M = 0.055, 0.024, 0.085
-_LID_RADIUS, _LID_HALF, _SKIRT = 0.038, 0.004, 0.008
+SHAKER_HALF, SHAKER_RADIUS, HANDLE_M = 0.055, 0.030, 0.090
+_LID_RADIUS, _LID_HALF, _SKIRT = 0.050, 0.004, 0.008
 _RIM = _LID_RADIUS - 0.0015  # of the skirt, its middle
 _ON_Z_M = SHAKER_HALF + _LID_HALF  # of the lid over the shaker
 _LID_ON_XY_M, _LID_ON_Z_M = 0.026, (0.048, 0.065)  # also while it is shaken
-_LID_OFF_M = 0.09
 
 
-def _bottle(name: str, colour: str) -> Thing:
+def _bottle(name: str, colour: str, portions: float) -> Thing:
     return Thing(
         name,
         (
@@ -44,24 +48,35 @@ def _bottle(name: str, colour: str) -> Thing:
         rest_height=0.034,
         grasp_offset=0.030,
         grip=0.010,
-        vessel=Vessel(-0.030, 0.066, 0.010, 0.009, 4.0, holds=name, colour=colour),
+        vessel=Vessel(-0.030, 0.066, 0.010, 0.009, portions, holds=name, colour=colour),
     )
 
 
-BOTTLES = (_bottle("gin", "blue"), _bottle("rum", "red"))
+LEMON = "lemon"
+SPIRITS = (_bottle("gin", "blue", SPIRIT_PORTIONS), _bottle("rum", "red", SPIRIT_PORTIONS))
+BOTTLES = (*SPIRITS, _bottle(LEMON, "yellow", LEMON_PORTIONS))
 SHAKER = Thing(
     "shaker",
     (
         Shape("cylinder", (SHAKER_RADIUS, SHAKER_HALF), colour="glass"),
-        Shape("cylinder", (0.040, 0.004), (0, 0, 0.004 - SHAKER_HALF), colour="steel"),
-        Shape("box", (0.030, 0.006, 0.005), (SHAKER_RADIUS + 0.030, 0, 0.01), colour="steel"),
+        Shape("cylinder", (0.042, 0.004), (0, 0, 0.004 - SHAKER_HALF), colour="steel"),
+        Shape("box", (0.008, 0.006, 0.005), (-0.038, 0, 0.035), colour="steel"),
+        Shape("box", (0.027, 0.006, 0.005), (SHAKER_RADIUS + 0.027, 0, 0.01), colour="steel"),
         Shape("box", (0.008, 0.010, 0.012), (HANDLE_M, 0, 0.01), colour="plum"),
     ),
     0.15,
     rest_height=SHAKER_HALF,
     grasp_offset=0.0,
     grip=0.008,
-    vessel=Vessel(0.003 - SHAKER_HALF, SHAKER_HALF, SHAKER_RADIUS, SHAKER_RADIUS, _CAPACITY, colour="orange"),
+    vessel=Vessel(
+        0.003 - SHAKER_HALF,
+        SHAKER_HALF,
+        SHAKER_RADIUS,
+        SHAKER_RADIUS,
+        _CAPACITY,
+        colour="orange",
+        spout=(-0.048, 0.0, 0.038),
+    ),
     other_grasp=(HANDLE_M, 0.0, 0.012),
 )
 LID = Thing(
@@ -88,14 +103,9 @@ LID = Thing(
 )
 
 
-def opposite(side: str) -> str:
-    """The other arm."""
-    return "right" if side == "left" else "left"
-
-
-def other_spirit(goal: Goal) -> str:
-    """Of which there is little in the drink."""
-    return next(bottle.name for bottle in BOTTLES if bottle.name != goal.item)
+def wrong_spirit(goal: Goal) -> str:
+    """Of which nothing is wanted."""
+    return next(bottle.name for bottle in SPIRITS if bottle.name != goal.item)
 
 
 def lid_is_on(scene: SceneView) -> bool:
@@ -110,7 +120,7 @@ def foam(scene: Scene) -> None:
     content, speed = scene.content("shaker"), scene.speed("shaker")
     amount = content.get(FOAM, 0.0)
     liquid = sum(content.values()) - amount
-    if speed > _SHAKEN_M_S and lid_is_on(scene) and liquid > OTHER_AT_LEAST and amount < _FOAM_PORTIONS:
+    if speed > _SHAKEN_M_S and lid_is_on(scene) and liquid > _FOAMS_FROM and amount < _FOAM_PORTIONS:
         room = _CAPACITY - liquid - amount
         scene.add("shaker", FOAM, min(room, _FOAM_PER_M * speed * TICK_S))
 
@@ -120,16 +130,21 @@ class Drink:
 
     def __init__(self, scene: SceneView, goal: Goal) -> None:
         shaker, glass = scene.content("shaker"), scene.content("glass")
-        self.named, self.other, self.foam = (
-            shaker.get(name, 0.0) + glass.get(name, 0.0) for name in (goal.item, other_spirit(goal), FOAM)
+        self.spirit, self.lemon, self.foam, self.wrong = (
+            shaker.get(name, 0.0) + glass.get(name, 0.0)
+            for name in (goal.item, LEMON, FOAM, wrong_spirit(goal))
         )
         self.served = sum(glass.values()) / max(1e-9, sum(glass.values()) + sum(shaker.values()))
 
     @property
+    def begun(self) -> bool:
+        """Enough of the right spirit, and at most a dash of the other."""
+        return self.spirit >= SPIRIT_AT_LEAST and self.wrong <= WRONG_AT_MOST
+
+    @property
     def mixed(self) -> bool:
-        """Enough of both, in proportion."""
-        enough = self.named >= NAMED_AT_LEAST and self.other >= OTHER_AT_LEAST
-        return enough and self.named >= RATIO_AT_LEAST * self.other
+        """Lemon juice, too."""
+        return self.begun and self.lemon >= LEMON_AT_LEAST
 
     @property
     def shaken(self) -> bool:
@@ -138,8 +153,8 @@ class Drink:
 
 
 class CocktailProgress:
-    """Sub-steps: enough of the named spirit is in the shaker; enough of the other, and not too much; the lid is on; it
-    foams; the lid is off again; the drink is in the glass.
+    """Sub-steps: enough of the named spirit is in the shaker, and at most 0.15 portions of the other; enough lemon juice is;
+    the lid is on; it foams; the drink is in the glass.
 
     In this order, each counted once reached. Half a score: more than 0.1 portions were spilled since the sub-step before
     (pouring), or the lid or the shaker had to be taken more than once (lid on; foam).
@@ -160,14 +175,12 @@ class CocktailProgress:
             self._held[thing] = held
         drink = Drink(scene, self._goal)
         on = lid_is_on(scene)
-        away = scene.position("lid") - scene.position("shaker")
         self._done = drink.shaken and drink.served >= SERVED
         reached = (
-            drink.named >= NAMED_AT_LEAST,
+            drink.begun,
             drink.mixed,
             drink.mixed and on and scene.holder("lid") is None,
             drink.shaken,
-            drink.shaken and float(np.linalg.norm(away)) > _LID_OFF_M,
             self._done,
         )
         while len(self._scores) < len(reached) and reached[len(self._scores)]:
@@ -185,7 +198,7 @@ class CocktailProgress:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        return (*self._scores, *[0.0] * (6 - len(self._scores)))
+        return (*self._scores, *[0.0] * (5 - len(self._scores)))
 
     @property
     def done(self) -> bool:
@@ -193,23 +206,24 @@ class CocktailProgress:
 
 
 _SHAKER_HOME = np.array([0.0, 0.03])
-_LID_HOME = (-0.11, -0.07)
-_BOTTLE_HOME = (0.23, 0.05)  # on the right; mirrored on the left
-_SECOND_HOME = (0.27, -0.06)  # where the other bottle stands there already
+_LID_HOME = (-0.13, -0.08)
+_SPIRIT_HOME = (0.23, 0.06)  # on the right; mirrored on the left
+_LEMON_HOME = (0.25, -0.08)
+_SPARE_HOME = (0.30, -0.01)  # where something else stands already
 
 
 def _layout(rng: np.random.Generator, goal: Goal, placement_range: float, scale: float) -> Layout:
     sides = rng.permutation([-1.0, 1.0])
-    spread = rng.uniform(-1, 1, (3, 2)) * (0.035, 0.055) * placement_range
-    jitter = rng.uniform(-0.012, 0.012, (2, 2))
+    spread = rng.uniform(-1, 1, (3, 2)) * (0.035, 0.045) * placement_range
+    jitter = rng.uniform(-0.012, 0.012, (3, 2))
+    places = {
+        spirit.name: (side * _SPIRIT_HOME[0] + shift[0], _SPIRIT_HOME[1] + shift[1])
+        for spirit, side, shift in zip(SPIRITS, sides, spread, strict=False)
+    }
+    places[LEMON] = (_LEMON_HOME[0] + jitter[2, 0], _LEMON_HOME[1] + jitter[2, 1])
     things = {
-        bottle.name: (
-            float(side * _BOTTLE_HOME[0] + shift[0]),
-            float(_BOTTLE_HOME[1] + shift[1]),
-            bottle.rest_height,
-            0.0,
-        )
-        for bottle, side, shift in zip(BOTTLES, sides, spread, strict=False)
+        bottle.name: (float(places[bottle.name][0]), float(places[bottle.name][1]), bottle.rest_height, 0.0)
+        for bottle in BOTTLES
     }
     things["lid"] = (
         float(_LID_HOME[0] + 0.6 * spread[2, 0]),
@@ -226,15 +240,14 @@ def _layout(rng: np.random.Generator, goal: Goal, placement_range: float, scale:
 # The script ------------------------------------------------------------------------------------------
 
 _HIGH_M = 0.19  # of what is carried over the shaker
-_RATIO_WANTED = 1.6  # when there is too much of the other spirit: more would not leave room for foam
-_POURS_ON = 0.12  # portions that flow while a bottle is turned up again
-_SHAKE = np.array([0.02, -0.02, 0.19])  # where the shaker is shaken, and held while the lid is taken off
+_ALL = 5.0  # portions: more than there are
+_SHAKE = np.array([0.02, -0.02, 0.19])  # where the shaker is shaken
 _SWING = np.array([0.07, 0.0, 0.0])
 _BESIDE = np.array([0.10, 0.0, 0.0])  # where the right arm waits, from the handle
-_FOAM_WANTED = 0.65
-_CLEAR_M = 0.13
+_FOAM_WANTED = 0.5
+_CLEAR_M = 0.11
 _WAIT = "wait"
-_PUT_AWAY = {"gin": "put back", "rum": "put back", "lid": "uncover", "shaker": "put down"}
+_PUT_AWAY = {"gin": "put back", "rum": "put back", LEMON: "put back", "lid": "uncover", "shaker": "put down"}
 _Jobs = dict[str, tuple[str, str]]
 
 
@@ -252,8 +265,7 @@ def _mix(expert: Expert, arm: str) -> Script:
             yield from expert.hold(arm, lambda: _job(expert, arm)[0] != "fetch")
         elif job == "pour":
             yield from expert.pick(arm, part, _HIGH_M)
-            missing = _missing(Drink(world, world.goal), part == world.goal.item)
-            yield from expert.pour(arm, part, "shaker", max(0.02, missing - _POURS_ON))
+            yield from expert.pour(arm, part, "shaker", _ALL)
         elif job == "put back":
             yield from expert.put(
                 arm, part, _home(expert, arm, part), BOTTLES[0].rest_height + 0.034, _HIGH_M
@@ -267,25 +279,15 @@ def _mix(expert: Expert, arm: str) -> Script:
             )
         elif job == "shake":
             yield from _shake(expert, arm)
-        elif job == "present":
-            yield from _take_shaker(expert, arm)
-            yield from expert.hold(arm, lambda: _job(expert, arm)[0] != "present")
         elif job == "be ready":
             yield Wish(over(world.grasp_point("shaker", 1) + _BESIDE, CLEARANCE_M), OPEN_M)
         elif job == "put down":
             yield from expert.put(arm, part, _SHAKER_HOME, SHAKER_HALF + 0.004)
         elif job == "serve":
             yield from _take_shaker(expert, arm)
-            yield from expert.pour(arm, "shaker", "glass", 5.0)
+            yield from expert.pour(arm, "shaker", "glass", _ALL)
         else:
             yield from expert.wait(arm, lambda: _job(expert, arm)[0] != _WAIT)
-
-
-def _missing(drink: Drink, named: bool) -> float:
-    """Portions of a spirit that the drink needs yet, in proportion to what it has of the other."""
-    if named:
-        return max(NAMED_PORTIONS, _RATIO_WANTED * drink.other) - drink.named
-    return max(OTHER_PORTIONS, 0.5 * drink.named) - drink.other
 
 
 def _cover(expert: Expert, arm: str) -> Script:
@@ -318,11 +320,11 @@ def _shake(expert: Expert, arm: str) -> Script:
 def _home(expert: Expert, arm: str, bottle: str) -> NDArray[np.float64]:
     """Where an arm puts a bottle back."""
     sign = 1.0 if arm == "right" else -1.0
-    x, y = _BOTTLE_HOME
+    x, y = _LEMON_HOME if bottle == LEMON else _SPIRIT_HOME
     others = [expert.world.position(each.name)[:2] for each in BOTTLES if each.name != bottle]
     if any(np.hypot(*(other - (sign * x, y))) < 0.09 for other in others):
-        x, y = _SECOND_HOME
-    return np.array([sign * x, y, 0.0]) + expert.scatter(0.015)
+        x, y = _SPARE_HOME
+    return np.array([sign * x, y, 0.0]) + expert.scatter(0.01)
 
 
 def _job(expert: Expert, arm: str) -> tuple[str, str]:
@@ -332,7 +334,7 @@ def _job(expert: Expert, arm: str) -> tuple[str, str]:
     if world.done():
         jobs = {}
     elif drink.shaken:
-        jobs = _serve(expert, on)
+        jobs = {"right": ("serve", "shaker")}
     elif drink.mixed:
         jobs = _close_and_shake(expert, on)
     elif on:
@@ -345,19 +347,15 @@ def _job(expert: Expert, arm: str) -> tuple[str, str]:
 
 
 def _fill(expert: Expert, drink: Drink) -> _Jobs:
-    """While a spirit is missing, the named first: its arm pours, the other arm fetches the other bottle."""
+    """While something is missing, the spirit first: one arm pours, the other fetches what comes next."""
     world = expert.world
-    named, other = world.goal.item, other_spirit(world.goal)
-    unbalanced = drink.other >= OTHER_AT_LEAST and drink.named < RATIO_AT_LEAST * drink.other
-    first = drink.named < NAMED_AT_LEAST or unbalanced
-    bottle = named if first else other
+    bottle = LEMON if drink.begun else world.goal.item
     arm = _nearest(world, bottle)
-    jobs: _Jobs = {arm: ("pour" if _is_clear(expert, opposite(arm)) else "fetch", bottle)}
-    if first and drink.other < OTHER_AT_LEAST:
-        jobs.setdefault(_nearest(world, other), ("fetch", other))
-    elif not first:
-        jobs.setdefault("left", ("fetch", "lid"))
-    return jobs
+    other = "right" if arm == "left" else "left"
+    job = "pour" if _is_clear(expert, other) else "fetch"
+    if other == "left":
+        return {arm: (job, bottle), other: ("fetch", "lid")}
+    return {arm: (job, bottle), other: ("fetch", LEMON)} if not drink.begun else {arm: (job, bottle)}
 
 
 def _close_and_shake(expert: Expert, on: bool) -> _Jobs:
@@ -369,19 +367,6 @@ def _close_and_shake(expert: Expert, on: bool) -> _Jobs:
         }
     released = expert.world.held("left") != "lid"
     return {"right": ("shake", "shaker") if released else ("be ready", "")}
-
-
-def _serve(expert: Expert, on: bool) -> _Jobs:
-    """The right arm holds the shaker while the left takes the lid off, then it pours."""
-    world = expert.world
-    away = float(np.linalg.norm(world.position("lid") - world.position("shaker")))
-    if not on and away > _LID_OFF_M:
-        return {"right": ("serve", "shaker")}
-    presented = world.held("right") == "shaker" and np.linalg.norm(world.position("shaker") - _SHAKE) < 0.05
-    jobs: _Jobs = {"right": ("present", "shaker")}
-    if presented:
-        jobs["left"] = ("uncover", "lid")
-    return jobs
 
 
 def _is_clear(expert: Expert, arm: str) -> bool:
@@ -397,39 +382,38 @@ def _nearest(world: SceneView, bottle: str) -> str:
 
 COCKTAIL = Task(
     name="cocktail",
-    summary="Pour much of the named spirit and little of the other, close, shake, open, pour into the glass.",
-    time_limit_s=30.0,
+    summary="Pour the named spirit and the lemon juice, close, shake, pour into the glass.",
+    time_limit_s=26.0,
     sub_steps=(
         "named spirit in the shaker",
-        "other spirit in the shaker",
+        "lemon juice in the shaker",
         "lid on",
         "shaken",
-        "lid off",
         "drink in the glass",
     ),
-    goals=tuple(Goal(bottle.name, "glass") for bottle in BOTTLES),
+    goals=tuple(Goal(spirit.name, "glass") for spirit in SPIRITS),
     parts=Parts((*BOTTLES, SHAKER, LID), (GLASS,)),
-    keypoints=("gin", "rum", "shaker", liquid_name("shaker"), "lid", "glass", liquid_name("glass")),
+    keypoints=("gin", "rum", LEMON, "shaker", liquid_name("shaker"), "lid", "glass", liquid_name("glass")),
     wordings={
         "train": (
             "mix a {item} cocktail",
-            "make a cocktail with mostly {item}",
+            "make a {item} sour",
             "shake a {item} drink and pour it into the glass",
-            "pour the {item} first, then a little of the other bottle, shake and serve",
-            "a strong {item} cocktail, please",
-            "mix a drink that is mainly {item}",
-            "start with plenty of {item}, add a dash of the other spirit, shake it, pour it out",
-            "put the {item} in the shaker, then half as much from the other bottle, and shake",
+            "pour the {item} first, then the lemon juice, shake and serve",
+            "a {item} cocktail, please",
+            "mix a drink of {item} and lemon",
+            "start with the {item}, add the juice, shake it, pour it out",
+            "put the {item} in the shaker, then the lemon, and shake",
             "please shake up a cocktail based on {item}",
             "serve a shaken {item} cocktail in the glass",
-            "two parts {item}, one part of the other, shaken",
+            "{item} and lemon, shaken",
         ),
         "heldout": (
             "could you make a cocktail from {item}",
             "i would like a {item} cocktail",
-            "shake a cocktail, the main spirit is {item}",
-            "mostly {item} in the shaker, a bit of the other, then shake and serve it",
-            "the drink should be two thirds {item}, shaken and poured",
+            "shake a cocktail, the spirit is {item}",
+            "{item} in the shaker, the juice too, then shake and serve it",
+            "the drink should be {item} with lemon, shaken and poured",
         ),
     },
     layout=_layout,
