@@ -69,6 +69,26 @@ def test_the_feature_holds_the_way_from_each_tool_to_what_is_referred_to(
 
 
 @torch.no_grad()
+def test_a_gripper_that_holds_something_is_told_from_one_that_closed_on_nothing(
+    robot: Embodiment, trunks: dict[str, Trunk], observe: Any
+) -> None:
+    """Fingers that stop a quarter of their range before they are closed change a feature by nearly one."""
+    trunk, seen = trunks["keypoints"], observe(1)
+    arm = robot.arms[0]
+    gripper = robot.arm_columns(arm)[-1]
+
+    def feature(opening: float) -> torch.Tensor:
+        joints, command = seen.values[JOINT_POSITIONS].copy(), seen.values[JOINT_POSITIONS].copy()
+        low, high = robot.lower[gripper], robot.upper[gripper]
+        joints[gripper], command[gripper] = low + opening * (high - low), low
+        values = {**seen.values, JOINT_POSITIONS: joints, COMMAND: command}
+        return trunk(trunk.inputs([replace(seen, values=values)]))[0]
+
+    empty, holding = feature(0.0), feature(0.25)
+    assert (holding - empty).abs().max() > 0.95
+
+
+@torch.no_grad()
 def test_what_is_not_there_says_nothing_and_is_never_meant(
     robot: Embodiment, trunks: dict[str, Trunk], observe: Any
 ) -> None:

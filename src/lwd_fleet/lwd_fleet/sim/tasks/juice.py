@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwd_fleet.sim.experts import CLEARANCE_M, OPEN_M, Expert, Script, Wish, over
-from lwd_fleet.sim.parts import SHELF_HEIGHT_M, SHELVES, WALL, Fixture, Panel, Parts, Thing, Vessel
+from lwd_fleet.sim.parts import SHELF_HEIGHT_M, SHELVES, WALL, Fixture, Panel, Parts, Spot, Thing, Vessel
 from lwd_fleet.sim.robot import ARMS, Shape
 from lwd_fleet.sim.scene import TICK_S, liquid_name
 from lwd_fleet.sim.tasks.task import AT_REST_M_S, Goal, Layout, Scene, SceneView, Task
@@ -24,13 +24,15 @@ PRESS_HALF, PRESS_HEIGHT = 0.042, 0.064  # of its block, m; the bowl is on it
 _BOWL_INNER, _BOWL_RIM = 0.030, 0.012
 _HINGE = (0.0, PRESS_HALF, PRESS_HEIGHT + 0.050)
 _HANDLE_Y, _HANDLE_Z = -0.066, 0.022  # from the hinge, lid down
-SPOUT = np.array([0.0, -0.085, 0.072])  # from where the juice falls, from the press's foot
-_UNDER_SPOUT_M = 0.02
+SPOUT = np.array([0.0, -0.092, 0.072])  # from where the juice falls, from the press's foot
+_UNDER_SPOUT_M = 0.026
 _STANDS_RAD = 0.2
 _BAY_M = 0.03  # from the middle of a shelf
 
+_GLASS_MOUTH = 0.029  # it widens at the top: what is put under the spout need not be put exactly there
+
 FRUIT_RADIUS, FRUIT_HALF = 0.019, 0.016
-GLASS_HALF, GLASS_RADIUS, GLASS_REST = 0.026, 0.024, 0.013  # heavy below: its centre of mass is low
+GLASS_HALF, GLASS_RADIUS, GLASS_REST = 0.026, 0.023, 0.013  # heavy below: its centre of mass is low
 
 
 def _fruit(name: str) -> Thing:
@@ -55,14 +57,15 @@ GLASS = Thing(
     "glass",
     (
         Shape("cylinder", (GLASS_RADIUS, GLASS_HALF), (0, 0, GLASS_HALF - GLASS_REST), colour="clear"),
-        Shape("cylinder", (0.030, 0.003), (0, 0, 0.003 - GLASS_REST), colour="steel"),
+        Shape("cylinder", (GLASS_RADIUS, 0.003), (0, 0, 0.003 - GLASS_REST), colour="steel"),
+        Shape("cylinder", (_GLASS_MOUTH, 0.003), (0, 0, 2 * GLASS_HALF - GLASS_REST - 0.003), colour="clear"),
     ),
     0.12,
     rest_height=GLASS_REST,
-    grasp_offset=0.030,
-    grip=0.022,
+    grasp_offset=0.024,
+    grip=0.021,
     vessel=Vessel(
-        0.007 - GLASS_REST, 2 * GLASS_HALF - GLASS_REST, GLASS_RADIUS, GLASS_RADIUS, 1.4, colour="orange"
+        0.007 - GLASS_REST, 2 * GLASS_HALF - GLASS_REST, _GLASS_MOUTH, _GLASS_MOUTH, 1.4, colour="orange"
     ),
 )
 _LID = Panel(
@@ -102,10 +105,14 @@ def _press() -> Fixture:
             ),
             *bowl,
             Shape(
-                "box", (0.008, 0.006, 0.004), (0, -PRESS_HALF - 0.006, PRESS_HEIGHT - 0.005), colour="white"
+                "box", (0.008, 0.003, 0.004), (0, -PRESS_HALF - 0.003, PRESS_HEIGHT - 0.005), colour="white"
             ),
         ),
         (_LID,),
+        spots=(
+            Spot("bowl", (0.0, 0.0, PRESS_HEIGHT + FRUIT_HALF)),
+            Spot("spout", (0.0, float(SPOUT[1]), GLASS.rest_height + GLASS.grasp_offset)),
+        ),
     )
 
 
@@ -397,7 +404,16 @@ JUICE = Task(
     ),
     goals=tuple(Goal(fruit, f"{side}_shelf", side) for fruit in FRUIT_NAMES for side in ("left", "right")),
     parts=Parts((*FRUITS, GLASS), (PRESS, *SHELVES)),
-    keypoints=(*FRUIT_NAMES, "left_shelf", "right_shelf", "lid", "glass", liquid_name("glass")),
+    keypoints=(
+        *FRUIT_NAMES,
+        "left_shelf",
+        "right_shelf",
+        "lid",
+        "bowl",
+        "spout",
+        "glass",
+        liquid_name("glass"),
+    ),
     wordings={
         "train": (
             "make {item} juice and serve it on the {side} shelf",
