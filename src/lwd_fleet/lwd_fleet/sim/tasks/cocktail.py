@@ -31,10 +31,10 @@ _FOAMS_FROM = 0.3  # portions of anything else
 _CAPACITY = 2.2  # portions, of the shaker
 
 SHAKER_HALF, SHAKER_RADIUS, HANDLE_M = 0.055, 0.030, 0.090
-_LID_RADIUS, _LID_HALF, _SKIRT = 0.050, 0.004, 0.008
+_LID_RADIUS, _LID_HALF, _SKIRT = 0.056, 0.004, 0.008
 _RIM = _LID_RADIUS - 0.0015  # of the skirt, its middle
 _ON_Z_M = SHAKER_HALF + _LID_HALF  # of the lid over the shaker
-_LID_ON_XY_M, _LID_ON_Z_M = 0.026, (0.048, 0.065)  # also while it is shaken
+_LID_ON_XY_M, _LID_ON_Z_M = 0.030, (0.046, 0.068)  # also while it is shaken
 
 
 def _bottle(name: str, colour: str, portions: float) -> Thing:
@@ -383,7 +383,7 @@ def _nearest(world: SceneView, bottle: str) -> str:
 COCKTAIL = Task(
     name="cocktail",
     summary="Pour the named spirit and the lemon juice, close, shake, pour into the glass.",
-    time_limit_s=26.0,
+    time_limit_s=28.0,
     sub_steps=(
         "named spirit in the shaker",
         "lemon juice in the shaker",
