@@ -254,7 +254,15 @@ class Study:
     def _fresh(self, catalog: Catalog, seed: int) -> FlowPolicy:
         torch.manual_seed(seed)
         plan = self.plan
-        return sim_policy(plan.observation, catalog, self.store, plan.observe_every, SUITE, plan.expert_size)
+        return sim_policy(
+            plan.observation,
+            catalog,
+            self.store,
+            plan.observe_every,
+            SUITE,
+            plan.expert_size,
+            plan.acting_noise,
+        )
 
     def _learner(self, folder: Path, catalog: Catalog, policy: FlowPolicy, method: str, seed: int) -> Learner:
         config, device = self.plan.learner(method), self.plan.device

@@ -31,9 +31,10 @@ def sim_policy(
     stride: int,
     suite: str = "demo",
     expert_size: str = "tiny",
+    acting_noise: float = 1.0,
 ) -> FlowPolicy:
     """Its actions are normalised by the episodes committed so far: those should be demonstrations. expert_size: one of
-    `flow_expert.PRESETS`; "tiny" learns on two cores, "base" wants a GPU.
+    `flow_expert.PRESETS`; "tiny" learns on two cores, "base" wants a GPU. acting_noise: see `FlowPolicy`.
 
     Raises NothingToFit, TrunkRefused, FileNotFoundError, ValueError for an unknown kind of observation, suite or size.
     """
@@ -43,7 +44,8 @@ def sim_policy(
     trunk = build_trunk(trunk_config(observation, suite), body)
     load_trunk(trunk_directory(suite), trunk)
     action = ActionSpec.unnormalised(body, "ee_relative", HORIZON, STEP_S, EXECUTE_STEPS)
-    policy = FlowPolicy(trunk, observation_spec(observation, suite=suite), action, expert_size)
+    spec = observation_spec(observation, suite=suite)
+    policy = FlowPolicy(trunk, spec, action, expert_size, acting_noise=acting_noise)
     rows = catalog.episodes_since(0)
     if not rows:
         raise NothingToFit("no episode is committed; record or ingest demonstrations first")

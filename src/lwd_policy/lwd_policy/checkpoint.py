@@ -34,9 +34,10 @@ from lwd_policy.flow_policy import FlowPolicy
 from lwd_policy.observation import ObservationSpec
 from lwd_policy.trunk import TrunkConfig, build_trunk
 
-# 1: acts by its flow alone; 2: by the head that `head` describes. A policy without a head is written as 1: programs that
-# know no heads can read it, and its digest is what it was.
-FORMAT_VERSIONS = (1, 2)
+# 1: acts by its flow alone; 2: by the head that `head` describes; 3: from noise that is multiplied with `acting_noise`, with or
+# without a head. Each is written with the lowest number that says all: older programs can read it, and its digest is what
+# it was.
+FORMAT_VERSIONS = (1, 2, 3)
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 MAX_WEIGHTS_BYTES = 4 * 2**30
 MAX_CARD_BYTES = 16 * 2**20
@@ -57,6 +58,7 @@ class Card:
     expert_size: str
     value_head: bool
     head: HeadSpec | None = None
+    acting_noise: float = 1.0
     origin: Mapping[str, Any] = field(default_factory=dict)  # parent, snapshot, metrics, licence, ...
 
 
@@ -80,6 +82,8 @@ def save(
     }
     if policy.head_spec is not None:
         content |= {"format_version": 2, "head": head_to_json(policy.head_spec)}
+    if policy.acting_noise != 1.0:
+        content |= {"format_version": 3, "acting_noise": policy.acting_noise}
     working = folder / f".{uuid.uuid4().hex}.tmp"
     working.mkdir()
     try:
@@ -145,7 +149,8 @@ def read_card(path: Path, expected_digest: str | None = None) -> Card:
             trunk=TrunkConfig.from_json(content["trunk"]),
             expert_size=content["expert_size"],
             value_head=bool(content.get("value_head", False)),
-            head=head_from_json(content["head"]) if version == 2 else None,
+            head=head_from_json(content["head"]) if version == 2 or "head" in content else None,
+            acting_noise=float(content["acting_noise"]) if version == 3 else 1.0,
             origin=content["origin"],
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -210,7 +215,13 @@ def verify_against(
 def _rebuild(card: Card) -> FlowPolicy:
     trunk = build_trunk(card.trunk, card.action_spec.embodiment)
     return FlowPolicy(
-        trunk, card.observation_spec, card.action_spec, card.expert_size, card.value_head, card.head
+        trunk,
+        card.observation_spec,
+        card.action_spec,
+        card.expert_size,
+        card.value_head,
+        card.head,
+        card.acting_noise,
     )
 
 

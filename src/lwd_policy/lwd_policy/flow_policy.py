@@ -42,7 +42,11 @@ class FlowPolicy(nn.Module):
     `expert` is the velocity field over normalised chunks [H, A]; `head`, what acts on top of it or in its place, and
     `value` may be None.
 
-    Raises ValueError where the observation lacks what the trunk sees or has another shape of it.
+    acting_noise: what the noise that acting starts from is multiplied with. A clone acts best from less noise than it was
+    trained with: what is rare in the demonstrations, their misses above all, becomes rarer yet.
+
+    Raises ValueError where the observation lacks what the trunk sees or has another shape of it, and for a acting_noise
+    outside [0, 1].
     """
 
     def __init__(
@@ -53,9 +57,13 @@ class FlowPolicy(nn.Module):
         expert_size: str = "tiny",
         value_head: bool = False,
         head: HeadSpec | None = None,
+        acting_noise: float = 1.0,
     ) -> None:
         super().__init__()
         _require_inputs(trunk, observation_spec)
+        if not 0.0 <= acting_noise <= 1.0:
+            raise ValueError(f"acting_noise {acting_noise} is not between 0 and 1")
+        self.acting_noise = acting_noise
         self.observation_spec = observation_spec
         self.action_spec = action_spec
         self.expert_size = expert_size
@@ -111,7 +119,13 @@ class FlowPolicy(nn.Module):
     def with_head(self, head: ActionHead | None) -> FlowPolicy:
         """This policy with that head instead of its own; all networks are shared, not copied."""
         with torch.device("meta"):  # nothing is allocated, or drawn at random, only to be replaced
-            policy = FlowPolicy(self.trunk, self.observation_spec, self.action_spec, self.expert_size)
+            policy = FlowPolicy(
+                self.trunk,
+                self.observation_spec,
+                self.action_spec,
+                self.expert_size,
+                acting_noise=self.acting_noise,
+            )
         policy.expert, policy.value, policy.head = self.expert, self.value, head
         policy.training = self.training
         return policy
@@ -130,8 +144,9 @@ class FlowPolicy(nn.Module):
         return noise_steps(self.head_spec, self.action_spec.horizon), self.action_spec.dim
 
     def act(self, context: Tensor, noise: Tensor) -> Tensor:
-        """What the policy does: context [B, C], noise [B, N, A] -> chunk [B, H, A] in [-1, 1]. Noise [B, H, A] makes an
-        edit head act by its centre."""
+        """What the policy does: context [B, C], standard noise [B, N, A] -> chunk [B, H, A] in [-1, 1]. Noise [B, H, A]
+        makes an edit head act by its centre."""
+        noise = noise * self.acting_noise
         if self.head is None:
             return self.sample(context, noise)
         if isinstance(self.head, OneStepHead):

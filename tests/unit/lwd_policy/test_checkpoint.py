@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lwd_policy import checkpoint
+from lwd_policy.action_head import OneStepSpec
 from lwd_policy.checkpoint import (
     CARD,
     WEIGHTS,
@@ -208,8 +209,9 @@ def test_tensors_that_do_not_fit_are_refused(forge: Any, change: Any, reason: st
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda c: c.update(format_version=3), "card format 3; this program reads 1, 2"),
+        (lambda c: c.update(format_version=4), "card format 4; this program reads 1, 2, 3"),
         (lambda c: c.update(format_version=2), "card cannot be used: 'head'"),
+        (lambda c: c.update(format_version=3), "card cannot be used: 'acting_noise'"),
         (lambda c: c.update(expert_size="huge"), "unknown expert size 'huge'"),
         (lambda c: c.update(expert_size=[]), "card cannot be used"),
         (lambda c: c.pop("trunk"), "card cannot be used: 'trunk'"),
@@ -293,3 +295,23 @@ def test_a_checkpoint_in_half_precision_is_half_as_large_and_acts_almost_alike(
         policy.expert.leave.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match="leave.weight has a number too large"):
         save(tmp_path, policy, half=True)
+
+
+@pytest.mark.parametrize("head", [None, OneStepSpec()])
+def test_a_policy_that_acts_from_less_noise_comes_back_as_one_and_in_a_format_of_its_own(
+    make_policy: Any, tmp_path: Path, head: Any
+) -> None:
+    policy = make_policy(acting_noise=0.3, head=head)
+    path = save(tmp_path, policy)
+    copy, card = load(path, path.name)
+    assert card.acting_noise == copy.acting_noise == 0.3 and card.head == head
+    context, noise = torch.randn(2, policy.context_dim), torch.randn(2, *policy.noise_shape)
+    assert torch.equal(copy.act(context, noise), policy.act(context, noise))
+    content = json.loads((path / CARD).read_text())
+    assert content["format_version"] == 3, "a program that knows of no scale must not act from all the noise"
+
+
+def test_a_scale_of_noise_beyond_one_is_refused(forge: Callable[..., Path]) -> None:
+    path = forge(lambda card: card.update(format_version=3, acting_noise=1.5))
+    with pytest.raises(CheckpointRefused, match="acting_noise 1.5"):
+        load(path)

@@ -74,6 +74,14 @@ def test_samples_are_deterministic_in_their_noise_and_within_the_box(make_policy
     assert (chunk - policy.sample(context, -noise)).abs().max() > 0.1
 
 
+def test_less_noise_to_act_from_is_the_same_as_smaller_noise(make_policy: Any) -> None:
+    full, less = make_policy(), make_policy(acting_noise=0.25)
+    context, noise = torch.randn(3, full.context_dim), torch.randn(3, 4, 14)
+    assert torch.equal(less.act(context, noise), full.act(context, 0.25 * noise))
+    assert torch.equal(less.sample(context, noise), full.sample(context, noise))  # what is trained on stays
+    assert torch.equal(less.with_head(None).act(context, noise), less.act(context, noise))
+
+
 def test_a_context_is_the_features_of_the_history_oldest_first(make_policy: Any, observe: Any) -> None:
     policy = make_policy(history=3)
     features = policy.feature([observe(i) for i in range(3)])
