@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From outcomes of single episodes to the table: means, intervals over training seeds and scenes, a corrected ladder.
 
-Every method is evaluated on the same scenes from every training seed, so differences are paired twice. The bootstrap
-resamples training seeds, and scenes within each task, together for all methods.
+Every method is evaluated on the same scenes from every training seed, so differences are paired twice, over the seeds
+that both methods have. The bootstrap resamples training seeds, and scenes within each task.
 """
 
 from __future__ import annotations
@@ -38,46 +38,53 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of all methods that have the same training seeds and scenes: arrays [seeds, tasks, scenes]."""
+    """Of all methods on the same scenes. Arrays [seeds, tasks, scenes], each with the seeds of its own method."""
 
-    seeds: tuple[int, ...]
     tasks: tuple[str, ...]
+    seeds: Mapping[str, tuple[int, ...]]
     success: Mapping[str, Array]
     score: Mapping[str, Array]
 
     @classmethod
     def read(cls, folder: Path) -> Outcomes:
-        """All methods of `folder`/seed_<s>/<method>.csv; seeds that a method lacks are left out for all. Raises ValueError
-        if two files do not have the same scenes."""
-        files = {
-            int(directory.name.removeprefix("seed_")): {file.stem: file for file in directory.glob("*.csv")}
-            for directory in folder.glob("seed_*")
-        }
-        methods = sorted(set().union(*files.values()))
-        seeds = tuple(sorted(seed for seed, found in files.items() if found.keys() >= set(methods)))
-        if not seeds:
-            raise ValueError(f"{folder}: no training seed has all of {', '.join(methods) or 'any method'}")
-        rows = {method: [_rows(files[seed][method]) for seed in seeds] for method in methods}
-        scenes = [(row["task"], int(row["scene"])) for row in rows[methods[0]][0]]
+        """All of `folder`/seed_<s>/<method>.csv. Raises ValueError if two files do not have the same scenes, or if there
+        are none."""
+        found: defaultdict[str, dict[int, Path]] = defaultdict(dict)
+        for file in sorted(folder.glob("seed_*/*.csv")):
+            found[file.stem][int(file.parent.name.removeprefix("seed_"))] = file
+        if not found:
+            raise ValueError(f"{folder}: no outcomes in seed_<s>/<method>.csv")
+        seeds = {method: tuple(sorted(files)) for method, files in found.items()}
+        rows = {method: [_rows(found[method][seed]) for seed in seeds[method]] for method in seeds}
+        scenes = [(row["task"], int(row["scene"])) for row in next(iter(rows.values()))[0]]
         tasks = tuple(dict.fromkeys(task for task, _ in scenes))
 
         def cube(method: str, name: str) -> Array:
-            for found in rows[method]:
-                if [(row["task"], int(row["scene"])) for row in found] != scenes:
-                    raise ValueError(f"{method} was not evaluated on the scenes of {methods[0]}")
+            for content in rows[method]:
+                if [(row["task"], int(row["scene"])) for row in content] != scenes:
+                    raise ValueError(f"{method} was not evaluated on the scenes of {next(iter(rows))}")
             return np.array(
                 [
-                    [[float(row[name]) for row in found if row["task"] == task] for task in tasks]
-                    for found in rows[method]
+                    [[float(row[name]) for row in content if row["task"] == task] for task in tasks]
+                    for content in rows[method]
                 ]
             )
 
         return cls(
-            seeds,
             tasks,
-            {method: cube(method, "success") for method in methods},
-            {method: cube(method, "score") for method in methods},
+            seeds,
+            {method: cube(method, "success") for method in rows},
+            {method: cube(method, "score") for method in rows},
         )
+
+    def difference(self, better: str, than: str) -> Array:
+        """[seeds, tasks, scenes] of scores, from the training seeds that both have."""
+        common = sorted(set(self.seeds[better]) & set(self.seeds[than]))
+        ours, theirs = (
+            self.score[method][[self.seeds[method].index(seed) for seed in common]]
+            for method in (better, than)
+        )
+        return ours - theirs
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -88,42 +95,36 @@ def _rows(file: Path) -> list[dict[str, str]]:
 def summarise(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
     """`metrics`: score_<m> (successes of short tasks, sub-step means of long ones), success_<m> (strict), long_<m>;
     `intervals` of 95 %; `ladder`: differences of scores with intervals and p-values, Holm's corrected ones beside them."""
-    rng = np.random.default_rng(seed)
-    shape = next(iter(outcomes.score.values())).shape
-    seeds = rng.integers(shape[0], size=(RESAMPLES, shape[0]))
-    scenes = rng.integers(shape[2], size=(RESAMPLES, *shape[1:]))
     long = [place for place, task in enumerate(outcomes.tasks) if task in LONG]
     metrics: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
-    resampled: dict[str, Array] = {}
-    for method in outcomes.score:
-        resampled[method] = _resample(outcomes.score[method], seeds, scenes)
-        columns = {
-            f"score_{method}": (outcomes.score[method].mean(), resampled[method].mean(axis=1)),
-            f"success_{method}": (
-                outcomes.success[method].mean(),
-                _resample(outcomes.success[method], seeds, scenes).mean(axis=1),
-            ),
-        }
+    for method, score in outcomes.score.items():
+        columns = {f"score_{method}": score, f"success_{method}": outcomes.success[method]}
         if long:
-            whole = outcomes.score[method][:, long].mean()
-            columns[f"long_{method}"] = (whole, resampled[method][:, long].mean(axis=1))
-        for name, (value, drawn) in columns.items():
-            metrics[name] = round(float(value), 4)
-            intervals[name] = np.quantile(drawn, [0.025, 0.975]).round(4).tolist()
-    steps = [(a, b) for a, b in LADDER if a in resampled and b in resampled]
-    drawn = [resampled[a].mean(axis=1) - resampled[b].mean(axis=1) for a, b in steps]
+            columns[f"long_{method}"] = score[:, long]
+        for name, values in columns.items():
+            metrics[name] = round(float(values.mean()), 4)
+            intervals[name] = _interval(_resample(values, seed))
+    rungs = [
+        (better, than, outcomes.difference(better, than))
+        for better, than in LADDER
+        if set(outcomes.seeds.get(better, ())) & set(outcomes.seeds.get(than, ()))
+    ]
+    drawn = [_resample(difference, seed) for _, _, difference in rungs]
     p_values = [_p_value(one) for one in drawn]
     ladder = [
         {
-            "better": a,
-            "than": b,
-            "difference": round(metrics[f"score_{a}"] - metrics[f"score_{b}"], 4),
-            "interval": np.quantile(one, [0.025, 0.975]).round(4).tolist(),
+            "better": better,
+            "than": than,
+            "seeds": len(difference),
+            "difference": round(float(difference.mean()), 4),
+            "interval": _interval(one),
             "p": p,
             "p_holm": corrected,
         }
-        for (a, b), one, p, corrected in zip(steps, drawn, p_values, holm(p_values), strict=True)
+        for (better, than, difference), one, p, corrected in zip(
+            rungs, drawn, p_values, holm(p_values), strict=True
+        )
     ]
     by_task = {
         method: dict(zip(outcomes.tasks, score.mean(axis=(0, 2)).round(4).tolist(), strict=True))
@@ -132,19 +133,26 @@ def summarise(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "intervals": intervals,
-        "seeds": list(outcomes.seeds),
+        "seeds": {method: list(seeds) for method, seeds in outcomes.seeds.items()},
         "ladder": ladder,
         "by_task": by_task,
     }
 
 
-def _resample(values: Array, seeds: NDArray[np.int64], scenes: NDArray[np.int64]) -> Array:
-    """[R, tasks]: means of values [S, T, N] over drawn seeds [R, S] and drawn scenes [R, T, N]."""
-    drawn = [
-        values[chosen][:, np.arange(values.shape[1])[:, None], places].mean(axis=(0, 2))
-        for chosen, places in zip(seeds, scenes, strict=True)
-    ]
-    return np.stack(drawn)
+def _resample(values: Array, seed: int) -> Array:
+    """[RESAMPLES] means of [S, T, N] over drawn training seeds and, within each task, drawn scenes."""
+    rng = np.random.default_rng(seed)
+    seeds = rng.integers(values.shape[0], size=(RESAMPLES, values.shape[0]))
+    scenes = rng.integers(values.shape[2], size=(RESAMPLES, *values.shape[1:]))
+    tasks = np.arange(values.shape[1])[:, None]
+    return np.array(
+        [values[chosen][:, tasks, places].mean() for chosen, places in zip(seeds, scenes, strict=True)]
+    )
+
+
+def _interval(drawn: Array) -> list[float]:
+    low, high = np.quantile(drawn, [0.025, 0.975]).round(4).tolist()
+    return [low, high]
 
 
 def _p_value(drawn: Array) -> float:
@@ -192,8 +200,8 @@ def table(summary: Mapping[str, Any], methods: Iterable[str]) -> str:
     """Markdown."""
     metrics, intervals = summary["metrics"], summary["intervals"]
     lines = [
-        "| method | score | 95 % interval | strict success | long tasks | steps by people | minutes |",
-        "|---|---|---|---|---|---|---|",
+        "| method | seeds | score | 95 % interval | strict success | long tasks | steps by people | minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method in methods:
         if f"score_{method}" in metrics:
@@ -202,7 +210,7 @@ def table(summary: Mapping[str, Any], methods: Iterable[str]) -> str:
             worked = summary.get("work", {}).get(method, {})
             people = f"{worked['human_share']:.1%}" if "human_share" in worked else ""
             lines.append(
-                f"| {method} | {metrics[f'score_{method}']:.3f} | {low:.3f} to {high:.3f} "
+                f"| {method} | {len(summary['seeds'][method])} | {metrics[f'score_{method}']:.3f} | {low:.3f} to {high:.3f} "
                 f"| {metrics[f'success_{method}']:.3f} | {'' if long is None else f'{long:.3f}'} "
                 f"| {people} | {worked.get('minutes', '')} |"
             )

@@ -43,7 +43,7 @@ def test_scores_mix_success_and_sub_steps_and_success_is_strict(results: Path) -
     outcomes = Outcomes.read(results)
     summary = summarise(outcomes)
     success, score = outcomes.success["sft"], outcomes.score["sft"]
-    assert success.shape == (3, 2, 40) and outcomes.seeds == (0, 1, 2) and outcomes.tasks == TASKS
+    assert success.shape == (3, 2, 40) and outcomes.seeds["sft"] == (0, 1, 2) and outcomes.tasks == TASKS
     metrics = summary["metrics"]
     assert metrics["success_sft"] == pytest.approx(success.mean(), abs=1e-4)
     assert metrics["long_sft"] == pytest.approx((0.5 + 0.5 * success[:, 1]).mean(), abs=1e-4)
@@ -66,12 +66,22 @@ def test_holm_multiplies_the_smallest_by_all_and_never_decreases() -> None:
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_seeds_that_a_method_lacks_count_for_none(results: Path) -> None:
+def test_methods_with_fewer_training_seeds_are_compared_over_those_that_both_have(results: Path) -> None:
     (results / "seed_1" / "sft.csv").unlink()
-    assert Outcomes.read(results).seeds == (0, 2)
-    for seed in (0, 2):
+    outcomes = Outcomes.read(results)
+    assert outcomes.seeds == {"sft": (0, 2), "lwd_offline": (0, 1, 2), "lwd_online": (0, 1, 2)}
+    expected = outcomes.score["lwd_online"][[0, 2]] - outcomes.score["sft"]
+    assert np.array_equal(outcomes.difference("lwd_online", "sft"), expected)
+    ladder = {(one["better"], one["than"]): one for one in summarise(outcomes)["ladder"]}
+    assert ladder["lwd_online", "sft"]["seeds"] == 2 and ladder["lwd_online", "lwd_offline"]["seeds"] == 3
+
+
+def test_methods_without_a_common_training_seed_are_not_compared(results: Path) -> None:
+    for seed in (0, 1):
         (results / f"seed_{seed}" / "sft.csv").unlink()
-    assert "sft" not in Outcomes.read(results).score
+    (results / "seed_2" / "lwd_online.csv").unlink()
+    ladder = {(one["better"], one["than"]) for one in summarise(Outcomes.read(results))["ladder"]}
+    assert ladder == {("lwd_offline", "sft"), ("lwd_online", "lwd_offline")}
 
 
 def test_other_scenes_are_not_compared(results: Path) -> None:
