@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from lwd_learner.divl import DivlConfig
 from lwd_learner.learner import LearnerConfig
+from lwd_learner.methods import named
 from lwd_learner.qam import QamConfig
+from lwd_learner.schedule import Schedule
 from lwd_learner.trainer import TrainerConfig
 
 SUITE = "eight"
@@ -56,6 +58,7 @@ CELLS = {
     "filtered_bc": Cell("filtered_bc"),
     "recap": Cell("recap"),
     "hg_dagger": Cell("hg_dagger"),
+    "hg_dagger_offline": Cell("hg_dagger_offline"),
     "iql_expectile": Cell("iql_awr"),
     "lwd_paper": Cell("lwd_paper"),
     "lwd_offline": Cell("lwd", online=False, refits=True),
@@ -78,11 +81,13 @@ class FleetPlan:
     )
     observe_every: int = 1  # policy steps between the demonstrator's observations
     clone_steps: int = 100_000  # about 12,000 of each task
-    offline_steps: int = 6_000
+    offline_steps: int = 3_000
     waves: int = 12  # of online episodes
     episodes_per_wave: int = 4  # of each robot
-    wave_steps: int = 300  # of learning after each wave
-    refit_steps: int = 1000
+    wave_steps: int = 150  # of learning after each wave
+    refit_steps: int = (
+        5_000  # of methods that refit, offline and every few waves; methods that only clone get them, too
+    )
     refit_every: int = 4  # waves
     acting_noise: float = (
         0.3  # that policies act from; at 1 the clones of long tasks succeed a tenth to a third less
@@ -91,7 +96,7 @@ class FleetPlan:
     evaluation_episodes: int = 50  # of each task
     kl_budget: float = 0.1  # nat per executed step
     critic_rate: float = 5e-4
-    policy_rows: int = 64
+    adjoint_rows: int = 64  # of a batch that adjoint matching, the costly one, uses; others use all
     task_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LONG, 4.0))
     n_step: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LONG, 10))
 
@@ -111,12 +116,15 @@ class FleetPlan:
         )
 
     def learner(self, method: str) -> LearnerConfig:
-        """Networks and rates are the same for every method."""
+        """Networks and rates are the same for every method. Rates of policies fall: a policy that is evaluated right after
+        updates at a constant rate is worse than it need be."""
+        adapted = named(method).adapt(TrainerConfig())
         trainer = replace(
             TrainerConfig(),
             divl=DivlConfig(),
             extraction=replace(QamConfig(), kl_budget=self.kl_budget),
-            policy_rows=self.policy_rows,
+            policy_rows=self.adjoint_rows if isinstance(adapted.extraction, QamConfig) else None,
+            policy_schedule=Schedule("cosine", warm_up=100),
             critic_rate=self.critic_rate,
         )
         return LearnerConfig(
@@ -126,6 +134,13 @@ class FleetPlan:
             task_weights=self.task_weights,
             method=method,
         )
+
+    def updates(self, cell: Cell) -> tuple[int, int]:
+        """Of a cell: offline, refitting included, and after each wave, without. Cells that only clone do as many updates as
+        those that refit."""
+        clones = not named(cell.method).judges
+        offline = self.offline_steps + (self.refit_steps if clones or cell.refits else 0)
+        return offline, self.wave_steps + (self.refit_steps // self.refit_every if clones else 0)
 
     def demonstrated(self) -> Episodes:
         """Common to all training seeds."""

@@ -125,20 +125,21 @@ class Study:
                 self._catalog(folder) as catalog,
                 closing(self._learner(folder, catalog, policy, cell.method, seed)) as learner,
             ):
-                run = TrainingRun(learner, "offline", plan.offline_steps)
+                updates, per_wave = plan.updates(cell)
+                run = TrainingRun(learner, "offline", updates - (plan.refit_steps if cell.refits else 0))
                 waves = list(run.restored.get("waves", []))
                 if cell.refits and run.steps == 0:
                     self._refit(learner)
-                self._train(run, plan.offline_steps + (plan.refit_steps if cell.refits else 0), "offline")
+                self._train(run, updates, "offline")
                 if cell.online:
-                    run = TrainingRun(learner, "online")
+                    run = TrainingRun(learner, "online", plan.waves * per_wave)
                     for wave in range(len(waves), plan.waves):
                         waves.append(
                             self._work(folder, catalog, learner, plan.worked(seed, wave), cell, wave)
                         )
                         if cell.refits and wave % plan.refit_every == plan.refit_every - 1:
                             self._refit(learner)
-                        run.train(plan.wave_steps, self._steps("online", plan.wave_steps))
+                        run.train(per_wave, self._steps("online", per_wave))
                         waves[-1] |= learner.trainer.report()
                         run.save({"waves": waves})
                     (folder / "waves.json").write_text(json.dumps(waves, indent=1) + "\n", encoding="utf-8")

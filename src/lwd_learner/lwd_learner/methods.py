@@ -13,7 +13,7 @@ from lwd_learner.extraction.one_step import OneStepConfig
 from lwd_learner.extraction.recap import RecapConfig
 from lwd_learner.qam import QamConfig
 from lwd_learner.replay import EVERYTHING, Selection
-from lwd_learner.selections import CORRECTED, DEMONSTRATIONS, DEPLOYED
+from lwd_learner.selections import CORRECTED, CORRECTED_OR_SUCCEEDED, DEMONSTRATIONS, DEPLOYED
 from lwd_learner.trainer import TrainerConfig
 
 DEFAULT = "lwd"
@@ -72,6 +72,12 @@ METHODS = {
     ),
     "filtered_bc": Method("cloning of what succeeded in deployment", _clone, DEPLOYED, judges=False),
     "hg_dagger": Method("cloning of demonstrations and corrections", _clone, CORRECTED, judges=False),
+    "hg_dagger_offline": Method(
+        "cloning of demonstrations, corrections and what succeeded",
+        _clone,
+        CORRECTED_OR_SUCCEEDED,
+        judges=False,
+    ),
 }
 
 

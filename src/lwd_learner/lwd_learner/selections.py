@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lwd_learner.replay import Selection
 from lwd_learner.transitions import AUTHOR_EXPERT, AUTHOR_HUMAN, AUTHOR_POLICY, OUTCOME_SUCCESS
 
@@ -24,3 +26,6 @@ DEPLOYED = Selection(
 # Demonstrations, and what people did when they took over from a policy: whether the episode was saved by it or not, it
 # shows what should have been done there.
 CORRECTED = Selection(authors=frozenset({AUTHOR_HUMAN}), beside=AUTHOR_POLICY, also=DEMONSTRATIONS)
+
+# The same, and all else that succeeded, whoever did it.
+CORRECTED_OR_SUCCEEDED = replace(CORRECTED, also=Selection(outcomes=_SUCCEEDED))

@@ -141,8 +141,12 @@ class Trainer:
 
     def clone(self, batch: Batch, rate: float | None = None) -> dict[str, float]:
         """One flow-matching step towards the batch's actions, where valid. algorithm.md 2.5. rate: learning rate of
-        this step; None: `policy_rate`. Its sampling noise is far above what faster products lose."""
-        self.actor.descent.set_rate(self.config.policy_rate if rate is None else rate)
+        this step; None: it is a learn step of a method that clones, at `policy_rate` by `policy_schedule`. Its sampling
+        noise is far above what faster products lose."""
+        if rate is None:
+            rate = self.config.policy_rate * self.config.policy_schedule.share(self.phase_steps, self.planned)
+            self.phase_steps += 1
+        self.actor.descent.set_rate(rate)
         with self._watch(), self._autocast(), fast_products():
             loss = self.actor.cloning_loss(batch.to(self.device))
             norm = self.actor.descent.step(loss)

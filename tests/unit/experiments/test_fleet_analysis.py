@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.fleet_study.analysis import Outcomes, holm, read_work, summarise, table
-from experiments.fleet_study.plan import HOURS, ROBOTS, FleetPlan
+from experiments.fleet_study.plan import CELLS, HOURS, ROBOTS, FleetPlan
 
 TASKS = ("restock", "tea")
 
@@ -97,6 +97,22 @@ def test_no_scene_is_used_twice() -> None:
         uses += [plan.rolled_out(seed), *(plan.worked(seed, wave) for wave in range(plan.waves))]
     scenes = Counter(scene for use in uses for _, scene in use)
     assert max(scenes.values()) == 1
+
+
+def test_cells_that_only_clone_do_as_many_updates_as_those_that_refit() -> None:
+    plan = FleetPlan(offline_steps=100, wave_steps=10, refit_steps=40, refit_every=4)
+    for name in ("filtered_bc", "hg_dagger", "lwd_offline", "lwd_online"):
+        offline, per_wave = plan.updates(CELLS[name])
+        refits = CELLS[name].refits
+        assert offline == 140 and per_wave == (10 if refits else 20)
+    assert plan.updates(CELLS["lwd_paper"]) == (100, 10)
+
+
+def test_only_adjoint_matching_is_spared_rows() -> None:
+    rows = {name: FleetPlan().learner(cell.method).trainer.policy_rows for name, cell in CELLS.items()}
+    assert {name for name, used in rows.items() if used is not None} == {
+        name for name in CELLS if name.startswith("lwd")
+    }
 
 
 def test_the_fleet_has_the_papers_robots_and_proportions() -> None:

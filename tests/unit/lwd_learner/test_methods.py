@@ -18,6 +18,7 @@ from lwd_learner.learner import Learner, load_policy
 from lwd_learner.methods import DEFAULT, METHODS, UnknownMethod, named
 from lwd_learner.replay import Replay
 from lwd_learner.replay_episode import TRANSITION, ReplayEpisode, ReplayLayout, Source
+from lwd_learner.schedule import Schedule
 from lwd_learner.trainer import Trainer, TrainerConfig
 from lwd_learner.training_run import TrainingRun
 from lwd_learner.transitions import (
@@ -134,6 +135,7 @@ def replay(tmp_path: Path) -> Iterator[Replay]:
         ("sft_continued", [0, 1, 9]),
         ("filtered_bc", [4, 5, 8, 9]),
         ("hg_dagger", [0, 1, 9, 11]),
+        ("hg_dagger_offline", [0, 1, 4, 5, 8, 9, 11]),
         ("recap", list(range(13))),
         ("iql_awr", list(range(13))),
         ("lwd", list(range(13))),
@@ -174,3 +176,19 @@ def test_what_is_not_drawn_is_not_imitated(tmp_path: Path, name: str, expected: 
         for _ in range(250):
             trainer.clone(draw())
     assert expert.target.item() == pytest.approx(expected, abs=0.1)
+
+
+def test_the_rate_of_a_method_that_clones_falls_to_zero_over_its_phase(replay: Replay) -> None:
+    expert = Constant()
+    trainer = Trainer(expert, 2, 1, 1, TrainerConfig(policy_schedule=Schedule("cosine"), batch=16))
+    batch = replay.sample(16, trainer.sampling, 0.9)
+    trainer.planned = 4
+    moves = []
+    for _ in range(6):
+        before = expert.target.item()
+        trainer.clone(batch)
+        moves.append(abs(expert.target.item() - before))
+    assert all(move > 0 for move in moves[:4]) and moves[4:] == [0.0, 0.0]
+    trainer.begin_phase()
+    trainer.clone(batch)
+    assert expert.target.item() != before
