@@ -28,14 +28,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.fleet_study.analysis import Outcomes, read_work, summarise, table
+from experiments.fleet_study.ablations import ABLATIONS
+from experiments.fleet_study.ablations import TASKS as ABLATION_TASKS
+from experiments.fleet_study.analysis import LADDER, Outcomes, read_work, summarise, table
 from experiments.fleet_study.plan import CELLS, LONG, FleetPlan
 from experiments.fleet_study.study import Study
 from lwd_fleet.sim.shift import Shift
 
 RESULTS = Path(__file__).parent / "results" / "fleet"
+ABLATION_RESULTS = RESULTS.parent / "fleet_ablations"
 WORK = Path("runs/fleet")
-
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
@@ -99,7 +101,7 @@ def clone(
 
 @app.command()
 def cell(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CELLS)}")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CELLS | ABLATIONS)}")],
     seed: Seed,
     work: Work = WORK,
     quick: Quick = False,
@@ -108,12 +110,13 @@ def cell(
     device: Device = "cpu",
 ) -> None:
     """Train one method from the cloned policy of a seed."""
-    if name not in CELLS:
-        raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(CELLS)}")
+    cells = CELLS | ABLATIONS
+    if name not in cells:
+        raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(cells)}")
     with _study(work, quick, tasks, workers, device=device) as study:
-        study.learn(seed, name, CELLS[name])
+        study.learn(seed, name, cells[name])
     if not (quick or tasks):
-        file = RESULTS / f"seed_{seed}" / f"{name}.json"
+        file = _results(name) / f"seed_{seed}" / f"{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(study.course(seed, name), indent=1) + "\n", encoding="utf-8")
 
@@ -134,7 +137,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Run every scene once; keep the outcomes of the test scenes as CSV."""
-    with _study(work, quick, tasks, workers) as study:
+    of_ablation = ",".join(ABLATION_TASKS) if name in ABLATIONS else ""
+    with _study(work, quick, tasks or of_ablation, workers) as study:
         chosen = None if shift is None else Shift.parse(shift)
         if name == "expert":
             results = study.expert(chosen or Shift())
@@ -143,24 +147,36 @@ def evaluate(
     for task, (success, score, count) in _by_task(results).items():
         console.print(f"{task:<14} success {success:.2f}  score {score:.2f}  ({count} scenes)")
     if not (development or quick or tasks or name == "expert" or chosen):
-        _keep(RESULTS / f"seed_{seed}" / f"{name}.csv", results)
+        _keep(_results(name) / f"seed_{seed}" / f"{name}.csv", results)
 
 
 @app.command("summarise")
-def write_summary(
-    results: Annotated[Path, typer.Option(help="Where outcomes are")] = RESULTS,
+def write_summary() -> None:
+    """Write summary.json from all outcomes that are there, of the table and of the ablations, and print both."""
+    _summarise(RESULTS, Outcomes.read(RESULTS), LADDER, ["sft", *CELLS])
+    if ABLATION_RESULTS.exists():
+        outcomes = Outcomes.read(ABLATION_RESULTS, RESULTS, only=ABLATION_TASKS)
+        comparisons = [("lwd_offline", name) for name in ABLATIONS]
+        _summarise(ABLATION_RESULTS, outcomes, comparisons, ["sft", "lwd_offline", *ABLATIONS])
+
+
+def _summarise(
+    folder: Path, outcomes: Outcomes, comparisons: Sequence[tuple[str, str]], methods: Sequence[str]
 ) -> None:
-    """Write summary.json from all outcomes that are there, and print the table."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    summary = summarise(Outcomes.read(results)) | {
-        "work": read_work(results),
+    summary = summarise(outcomes, comparisons) | {
+        "work": read_work(folder),
         "observation": FleetPlan().observation,
         "command": "scripts/run python -m experiments.fleet evaluate, summarise",
         "commit": head.stdout.strip(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, one thread per process, no GPU",
     }
-    (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    console.print(table(summary, ["sft", *CELLS]), markup=False)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    console.print(table(summary, methods), markup=False)
+
+
+def _results(name: str) -> Path:
+    return ABLATION_RESULTS if name in ABLATIONS else RESULTS
 
 
 def _by_task(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, int]]:

@@ -46,16 +46,16 @@ class Outcomes:
     score: Mapping[str, Array]
 
     @classmethod
-    def read(cls, folder: Path) -> Outcomes:
-        """All of `folder`/seed_<s>/<method>.csv. Raises ValueError if two files do not have the same scenes, or if there
-        are none."""
+    def read(cls, *folders: Path, only: Sequence[str] = ()) -> Outcomes:
+        """All of <folder>/seed_<s>/<method>.csv, of these tasks if any are given. Raises ValueError if two files do not
+        have the same scenes, or if there are none."""
         found: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-        for file in sorted(folder.glob("seed_*/*.csv")):
+        for file in sorted(file for folder in folders for file in folder.glob("seed_*/*.csv")):
             found[file.stem][int(file.parent.name.removeprefix("seed_"))] = file
         if not found:
-            raise ValueError(f"{folder}: no outcomes in seed_<s>/<method>.csv")
+            raise ValueError(f"{' and '.join(map(str, folders))}: no outcomes in seed_<s>/<method>.csv")
         seeds = {method: tuple(sorted(files)) for method, files in found.items()}
-        rows = {method: [_rows(found[method][seed]) for seed in seeds[method]] for method in seeds}
+        rows = {method: [_rows(found[method][seed], only) for seed in seeds[method]] for method in seeds}
         scenes = [(row["task"], int(row["scene"])) for row in next(iter(rows.values()))[0]]
         tasks = tuple(dict.fromkeys(task for task, _ in scenes))
 
@@ -87,14 +87,17 @@ class Outcomes:
         return ours - theirs
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def _rows(file: Path, only: Sequence[str]) -> list[dict[str, str]]:
     with file.open(encoding="utf-8") as content:
-        return list(csv.DictReader(content))
+        return [row for row in csv.DictReader(content) if not only or row["task"] in only]
 
 
-def summarise(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    outcomes: Outcomes, comparisons: Sequence[tuple[str, str]] = LADDER, seed: int = 0
+) -> dict[str, Any]:
     """`metrics`: score_<m> (successes of short tasks, sub-step means of long ones), success_<m> (strict), long_<m>;
-    `intervals` of 95 %; `ladder`: differences of scores with intervals and p-values, Holm's corrected ones beside them."""
+    `intervals` of 95 %; `ladder`: differences of scores in the comparisons (the one expected to be better first), with
+    intervals and p-values, Holm's corrected ones beside them."""
     long = [place for place, task in enumerate(outcomes.tasks) if task in LONG]
     metrics: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}
@@ -107,7 +110,7 @@ def summarise(outcomes: Outcomes, seed: int = 0) -> dict[str, Any]:
             intervals[name] = _interval(_resample(values, seed))
     rungs = [
         (better, than, outcomes.difference(better, than))
-        for better, than in LADDER
+        for better, than in comparisons
         if set(outcomes.seeds.get(better, ())) & set(outcomes.seeds.get(than, ()))
     ]
     drawn = [_resample(difference, seed) for _, _, difference in rungs]

@@ -42,6 +42,11 @@ ROBOTS = {task: 1 if task in SHORT else 3 for task in HOURS}  # four on grocery,
 Episodes = list[tuple[str, int]]  # task and scene seed
 
 
+def as_it_is(config: LearnerConfig) -> LearnerConfig:
+    """No settings of its own."""
+    return config
+
+
 @dataclass(frozen=True)
 class Cell:
     """How a row of the table learns."""
@@ -51,7 +56,10 @@ class Cell:
     online: bool = True  # whether the fleet works with what it has learned
     refits: bool = False  # clones what succeeded in the deployment before, and every few waves
     operators: bool = True  # people help the fleet while it gathers data
+    adapt: Callable[[LearnerConfig], LearnerConfig] = as_it_is  # its own settings in the place of the plan's
 
+
+CLONING = Cell("bc", online=False)  # what all others start from
 
 CELLS = {
     "sft_continued": Cell("sft_continued", online=False),
@@ -115,10 +123,10 @@ class FleetPlan:
             evaluation_episodes=2,
         )
 
-    def learner(self, method: str) -> LearnerConfig:
+    def learner(self, cell: Cell) -> LearnerConfig:
         """Networks and rates are the same for every method. Rates of policies fall: a policy that is evaluated right after
         updates at a constant rate is worse than it need be."""
-        adapted = named(method).adapt(TrainerConfig())
+        adapted = named(cell.method).adapt(TrainerConfig())
         trainer = replace(
             TrainerConfig(),
             divl=DivlConfig(),
@@ -127,12 +135,14 @@ class FleetPlan:
             policy_schedule=Schedule("cosine", warm_up=100),
             critic_rate=self.critic_rate,
         )
-        return LearnerConfig(
-            trainer,
-            n_step=self.n_step,
-            stride=self.observe_every,
-            task_weights=self.task_weights,
-            method=method,
+        return cell.adapt(
+            LearnerConfig(
+                trainer,
+                n_step=self.n_step,
+                stride=self.observe_every,
+                task_weights=self.task_weights,
+                method=cell.method,
+            )
         )
 
     def updates(self, cell: Cell) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import yaml
 
-from experiments.fleet_study.plan import SUITE, Cell, Episodes, FleetPlan
+from experiments.fleet_study.plan import CLONING, SUITE, Cell, Episodes, FleetPlan
 from lwd_fleet.data.catalog import Catalog
 from lwd_fleet.data.store import LocalStore
 from lwd_fleet.data.summary import EpisodeSummary
@@ -78,7 +78,7 @@ class Study:
                     expert_noise=self.plan.expert_noise,
                     plays=plays,
                 )
-            with closing(self._learner(folder, catalog, self._fresh(catalog, 0), "bc", 0)) as learner:
+            with closing(self._learner(folder, catalog, self._fresh(catalog, 0), CLONING, 0)) as learner:
                 self._ingest(learner)
 
     def clone(self, seed: int) -> None:
@@ -97,7 +97,7 @@ class Study:
                 version=version,
                 exploration=self.plan.exploration,
             )
-            with closing(self._learner(folder, catalog, load_policy(path), "bc", seed)) as learner:
+            with closing(self._learner(folder, catalog, load_policy(path), CLONING, seed)) as learner:
                 self._ingest(learner)
             self._keep_policy(path, folder)
 
@@ -107,7 +107,7 @@ class Study:
             self._catalog(folder) as catalog,
         ):
             policy = self._fresh(catalog, seed)
-            with closing(self._learner(folder, catalog, policy, "bc", seed)) as learner:
+            with closing(self._learner(folder, catalog, policy, CLONING, seed)) as learner:
                 run = TrainingRun(learner, "bc", self.plan.clone_steps)
                 self._train(run, self.plan.clone_steps, "cloning")
                 self._keep_newest(learner, folder)
@@ -123,7 +123,7 @@ class Study:
             policy = load_policy(self.policy(seed, "sft"))
             with (
                 self._catalog(folder) as catalog,
-                closing(self._learner(folder, catalog, policy, cell.method, seed)) as learner,
+                closing(self._learner(folder, catalog, policy, cell, seed)) as learner,
             ):
                 updates, per_wave = plan.updates(cell)
                 run = TrainingRun(learner, "offline", updates - (plan.refit_steps if cell.refits else 0))
@@ -265,8 +265,8 @@ class Study:
             plan.acting_noise,
         )
 
-    def _learner(self, folder: Path, catalog: Catalog, policy: FlowPolicy, method: str, seed: int) -> Learner:
-        config, device = self.plan.learner(method), self.plan.device
+    def _learner(self, folder: Path, catalog: Catalog, policy: FlowPolicy, cell: Cell, seed: int) -> Learner:
+        config, device = self.plan.learner(cell), self.plan.device
         return Learner(folder / "learner", catalog, self.store, policy, config, device, seed)
 
     def _keep_newest(self, learner: Learner, folder: Path) -> None:

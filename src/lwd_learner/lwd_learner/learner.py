@@ -82,6 +82,7 @@ class LearnerConfig:
         None  # shares of online rows that follow the losses; None: one to one (4.17)
     )
     method: str = DEFAULT  # one of `methods.METHODS`; it changes the trainer's settings to its own
+    draws: Selection | None = None  # the transitions to learn from; None: those of the method
 
     def __post_init__(self) -> None:
         for task, weight in self.task_weights.items():
@@ -309,7 +310,7 @@ class Learner:
             progress(step + 1, metrics)
 
     def _learn_cloned(self) -> dict[str, float]:
-        batch = self._draw(self.method.draws, self.config.n_step)
+        batch = self._draw(self.config.draws or self.method.draws, self.config.n_step)
         with self._kept(batch):
             return self.trainer.clone(batch)
 
@@ -317,7 +318,9 @@ class Learner:
         if self.trainer.steps >= self._next_check:
             self.check = self._check_critic()
             self._next_check = self.trainer.steps + self.config.check_every
-        batch = self._draw(self.method.draws, self.config.n_step, images=bool(self._cameras))
+        batch = self._draw(
+            self.config.draws or self.method.draws, self.config.n_step, images=bool(self._cameras)
+        )
         with self._kept(batch):
             metrics = self.trainer.learn(
                 batch,

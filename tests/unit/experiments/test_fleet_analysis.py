@@ -84,6 +84,17 @@ def test_methods_without_a_common_training_seed_are_not_compared(results: Path) 
     assert ladder == {("lwd_offline", "sft"), ("lwd_online", "lwd_offline")}
 
 
+def test_tasks_can_be_picked_and_folders_joined(
+    results: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("ablations")
+    write(other, 0, "tau_fixed", {"restock": 0.2, "tea": 0.2})
+    outcomes = Outcomes.read(other, results, only=("tea",))
+    assert outcomes.tasks == ("tea",) and outcomes.score["tau_fixed"].shape == (1, 1, 40)
+    summary = summarise(outcomes, [("lwd_online", "tau_fixed")])
+    assert [(one["than"], one["seeds"]) for one in summary["ladder"]] == [("tau_fixed", 1)]
+
+
 def test_other_scenes_are_not_compared(results: Path) -> None:
     write(results, 1, "sft", {"restock": 0.5, "tea": 0.5}, scenes=39)
     with pytest.raises(ValueError, match="not evaluated on the scenes"):
@@ -109,7 +120,7 @@ def test_cells_that_only_clone_do_as_many_updates_as_those_that_refit() -> None:
 
 
 def test_only_adjoint_matching_is_spared_rows() -> None:
-    rows = {name: FleetPlan().learner(cell.method).trainer.policy_rows for name, cell in CELLS.items()}
+    rows = {name: FleetPlan().learner(cell).trainer.policy_rows for name, cell in CELLS.items()}
     assert {name for name, used in rows.items() if used is not None} == {
         name for name in CELLS if name.startswith("lwd")
     }
