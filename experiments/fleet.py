@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.fleet_study.ablations import ABLATIONS
+from experiments.fleet_study.ablations import ABLATIONS, FLEETS
 from experiments.fleet_study.ablations import TASKS as ABLATION_TASKS
 from experiments.fleet_study.analysis import LADDER, Outcomes, read_work, summarise, table
 from experiments.fleet_study.plan import CELLS, LONG, FleetPlan
@@ -101,7 +101,7 @@ def clone(
 
 @app.command()
 def cell(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CELLS | ABLATIONS)}")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(CELLS | ABLATIONS | FLEETS)}")],
     seed: Seed,
     work: Work = WORK,
     quick: Quick = False,
@@ -110,7 +110,7 @@ def cell(
     device: Device = "cpu",
 ) -> None:
     """Train one method from the cloned policy of a seed."""
-    cells = CELLS | ABLATIONS
+    cells = CELLS | ABLATIONS | FLEETS
     if name not in cells:
         raise typer.BadParameter(f"no cell {name!r}; there are {', '.join(cells)}")
     with _study(work, quick, tasks, workers, device=device) as study:
@@ -132,22 +132,27 @@ def evaluate(
     development: Annotated[
         bool, typer.Option(help="On development scenes, to choose by; nothing is kept")
     ] = False,
+    wave: Annotated[
+        int | None,
+        typer.Option(help="What the fleet worked with in this wave, from 0; default: the end", min=0),
+    ] = None,
     shift: Annotated[
         str | None, typer.Option(help="Another than the deployment's: a name or JSON; empty for none")
     ] = None,
 ) -> None:
     """Run every scene once; keep the outcomes of the test scenes as CSV."""
-    of_ablation = ",".join(ABLATION_TASKS) if name in ABLATIONS else ""
+    of_ablation = ",".join(ABLATION_TASKS) if name in ABLATIONS | FLEETS else ""
     with _study(work, quick, tasks or of_ablation, workers) as study:
         chosen = None if shift is None else Shift.parse(shift)
         if name == "expert":
             results = study.expert(chosen or Shift())
         else:
-            results = study.evaluate(seed, name, development, chosen)
+            results = study.evaluate(seed, name, development, chosen, wave)
     for task, (success, score, count) in _by_task(results).items():
         console.print(f"{task:<14} success {success:.2f}  score {score:.2f}  ({count} scenes)")
     if not (development or quick or tasks or name == "expert" or chosen):
-        _keep(_results(name) / f"seed_{seed}" / f"{name}.csv", results)
+        at = "" if wave is None else f"_wave_{wave}"
+        _keep(_results(name) / f"seed_{seed}" / f"{name}{at}.csv", results)
 
 
 @app.command("summarise")
@@ -157,7 +162,8 @@ def write_summary() -> None:
     if ABLATION_RESULTS.exists():
         outcomes = Outcomes.read(ABLATION_RESULTS, RESULTS, only=ABLATION_TASKS)
         comparisons = [("lwd_offline", name) for name in ABLATIONS]
-        _summarise(ABLATION_RESULTS, outcomes, comparisons, ["sft", "lwd_offline", *ABLATIONS])
+        methods = [name for name in outcomes.score if name.startswith("fleet_")]
+        _summarise(ABLATION_RESULTS, outcomes, comparisons, ["sft", "lwd_offline", *ABLATIONS, *methods])
 
 
 def _summarise(
@@ -176,7 +182,7 @@ def _summarise(
 
 
 def _results(name: str) -> Path:
-    return ABLATION_RESULTS if name in ABLATIONS else RESULTS
+    return ABLATION_RESULTS if name in ABLATIONS | FLEETS else RESULTS
 
 
 def _by_task(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, int]]:

@@ -74,3 +74,8 @@ ABLATIONS = {
     "without_failures": replace(_BASE, adapt=_without_failures),
     "without_play": replace(_BASE, adapt=_without_play),
 }
+
+FLEETS = {
+    f"fleet_{robots}": replace(CELLS["lwd_online"], robots=robots, tasks=TASKS) for robots in (1, 4, 16)
+}
+"""Fleets that work on these two tasks only, with as many updates between two waves."""

@@ -175,6 +175,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+_COUNTS = ("episodes", "steps", "human_steps", "succeeded_alone", "assisted", "succeeded_assisted")
+
+
 def read_work(folder: Path) -> dict[str, dict[str, float]]:
     """From `folder`/seed_<s>/<method>.json, how the fleet worked while a method learned, over all training seeds: the share
     of steps that people did, success of episodes with and without their help, and minutes of learning and working. Methods
@@ -189,7 +192,7 @@ def _worked(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     total: Counter[str] = Counter()
     for cell in cells:
         for wave in cell["waves"]:
-            total.update(wave)
+            total.update({name: count for name, count in wave.items() if name in _COUNTS})
     worked = {"minutes": round(sum(cell["wall_s"] for cell in cells) / len(cells) / 60, 1)}
     if total["steps"]:
         worked["human_share"] = round(total["human_steps"] / total["steps"], 4)

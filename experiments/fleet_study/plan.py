@@ -56,6 +56,8 @@ class Cell:
     online: bool = True  # whether the fleet works with what it has learned
     refits: bool = False  # clones what succeeded in the deployment before, and every few waves
     operators: bool = True  # people help the fleet while it gathers data
+    robots: int = 16  # of the fleet
+    tasks: tuple[str, ...] = ()  # that the fleet works on; none: on all
     adapt: Callable[[LearnerConfig], LearnerConfig] = as_it_is  # its own settings in the place of the plan's
 
 
@@ -164,9 +166,11 @@ class FleetPlan:
         """Of the cloned policy in the deployment, before anything is learned there."""
         return list(self._scenes(ROLLOUT_SEED, seed, lambda task: self._in_proportion(task, 1)))
 
-    def worked(self, seed: int, wave: int) -> Episodes:
-        """Of the fleet in one wave."""
-        per_task = {task: ROBOTS[task] * self.episodes_per_wave for task in self.tasks}
+    def worked(self, seed: int, wave: int, cell: Cell) -> Episodes:
+        """Of a cell's fleet in one wave. Robots are shared out over tasks as in the whole fleet."""
+        tasks = cell.tasks or self.tasks
+        share = cell.robots * self.episodes_per_wave / sum(ROBOTS[task] for task in tasks)
+        per_task = {task: round(ROBOTS[task] * share) if task in tasks else 0 for task in self.tasks}
         scenes = self._scenes(ONLINE_SEED, seed, lambda task: per_task[task] * (wave + 1))
         done = {task: per_task[task] * wave for task in self.tasks}
         return [(task, scene) for task, scene in scenes if scene % (_RANGE // 10) >= done[task]]

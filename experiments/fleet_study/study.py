@@ -135,7 +135,7 @@ class Study:
                     run = TrainingRun(learner, "online", plan.waves * per_wave)
                     for wave in range(len(waves), plan.waves):
                         waves.append(
-                            self._work(folder, catalog, learner, plan.worked(seed, wave), cell, wave)
+                            self._work(folder, catalog, learner, plan.worked(seed, wave, cell), cell, wave)
                         )
                         if cell.refits and wave % plan.refit_every == plan.refit_every - 1:
                             self._refit(learner)
@@ -147,15 +147,16 @@ class Study:
 
     def _work(
         self, folder: Path, catalog: Catalog, learner: Learner, episodes: Episodes, cell: Cell, wave: int
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """The fleet works for one wave with what was learned so far. Returns how that went."""
         version = learner.publish()
+        path = Path(catalog.policy(version).uri.removeprefix("file://"))
         done = self._record(
             folder,
             catalog,
             f"wave {wave + 1} of {self.plan.waves}",
             episodes,
-            policy=Path(catalog.policy(version).uri.removeprefix("file://")),
+            policy=path,
             version=version,
             exploration=self.plan.exploration,
             operators=cell.operators,
@@ -164,6 +165,7 @@ class Study:
         assisted = [one for one in done if one.authors.get("human", 0)]
         alone = [one for one in done if not one.authors.get("human", 0)]
         return {
+            "policy": path.name,
             "episodes": len(done),
             "steps": sum(one.steps for one in done),
             "human_steps": sum(one.authors.get("human", 0) for one in done),
@@ -183,14 +185,20 @@ class Study:
             run.save()
 
     def evaluate(
-        self, seed: int, name: str, development: bool = False, shift: Shift | None = None
+        self,
+        seed: int,
+        name: str,
+        development: bool = False,
+        shift: Shift | None = None,
+        wave: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Every scene once, without help. Returns the results."""
+        """Every scene once, without help. wave: with what the fleet worked with then, not with what the cell ended with.
+        Returns the results."""
         return self._run(
             self.root,
-            f"evaluation of {name}",
+            f"evaluation of {name} {seed} {'' if wave is None else wave}".strip(),
             self.plan.evaluated(development),
-            policy=self.policy(seed, name),
+            policy=self.policy(seed, name) if wave is None else self._policy_of(seed, name, wave),
             shift=shift,
         )
 
@@ -211,6 +219,10 @@ class Study:
         """The checkpoint that a stage ended with. Raises FileNotFoundError."""
         (path,) = sorted((self.root / f"seed_{seed}" / name / "policy").iterdir())
         return path
+
+    def _policy_of(self, seed: int, name: str, wave: int) -> Path:
+        version = self.course(seed, name)["waves"][wave]["policy"]
+        return self.root / f"seed_{seed}" / name / "policies" / version
 
     # Parts of stages ---------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from experiments.fleet_study.ablations import ABLATIONS
+from experiments.fleet_study.ablations import ABLATIONS, FLEETS
 from experiments.fleet_study.plan import CELLS, FleetPlan
 from lwd_learner.methods import named
 from lwd_learner.replay_index import EVERYTHING, SPAN, WHOLE, ReplayIndex
@@ -60,3 +61,11 @@ def test_offline_data_are_left_out(name: str, rows: list[int]) -> None:
     index.extend(spans)
     config = FleetPlan().learner((CELLS | ABLATIONS)[name])
     assert index.rows(config.draws or EVERYTHING, WHOLE).tolist() == rows
+
+
+def test_smaller_fleets_bring_fewer_episodes_in_the_same_proportions() -> None:
+    plan = FleetPlan()
+    for name, robots in (("fleet_1", 1), ("fleet_4", 4), ("fleet_16", 16)):
+        waves = [Counter(task for task, _ in plan.worked(0, wave, FLEETS[name])) for wave in (0, 5)]
+        n = plan.episodes_per_wave * robots // 4
+        assert waves == 2 * [{"correct": n, "shoebox": 3 * n}]

@@ -15,6 +15,7 @@ from experiments.fleet_study.analysis import Outcomes, holm, read_work, summaris
 from experiments.fleet_study.plan import CELLS, HOURS, ROBOTS, FleetPlan
 
 TASKS = ("restock", "tea")
+ONLINE = CELLS["lwd_online"]
 
 
 def write(folder: Path, seed: int, method: str, chance: dict[str, float], scenes: int = 40) -> None:
@@ -105,7 +106,7 @@ def test_no_scene_is_used_twice() -> None:
     plan = FleetPlan()
     uses = [plan.demonstrated(), plan.played(), plan.evaluated(), plan.evaluated(development=True)]
     for seed in range(5):
-        uses += [plan.rolled_out(seed), *(plan.worked(seed, wave) for wave in range(plan.waves))]
+        uses += [plan.rolled_out(seed), *(plan.worked(seed, wave, ONLINE) for wave in range(plan.waves))]
     scenes = Counter(scene for use in uses for _, scene in use)
     assert max(scenes.values()) == 1
 
@@ -129,7 +130,7 @@ def test_only_adjoint_matching_is_spared_rows() -> None:
 def test_the_fleet_has_the_papers_robots_and_proportions() -> None:
     plan = FleetPlan()
     assert sum(ROBOTS.values()) == 16
-    wave = Counter(task for task, _ in plan.worked(0, 3))
+    wave = Counter(task for task, _ in plan.worked(0, 3, ONLINE))
     assert wave == {task: robots * plan.episodes_per_wave for task, robots in ROBOTS.items()}
     played, shown = (
         Counter(task for task, _ in plan.played()),
@@ -140,7 +141,14 @@ def test_the_fleet_has_the_papers_robots_and_proportions() -> None:
 
 
 def test_work_with_and_without_people_is_told_apart(tmp_path: Path) -> None:
-    wave = {"episodes": 10, "steps": 400, "human_steps": 30, "assisted": 4}
+    wave = {
+        "policy": "flow-0123",
+        "critic_loss": 0.1,
+        "episodes": 10,
+        "steps": 400,
+        "human_steps": 30,
+        "assisted": 4,
+    }
     for seed, (alone, assisted) in enumerate(((3, 4), (6, 2))):
         (tmp_path / f"seed_{seed}").mkdir()
         waves = [wave | {"succeeded_alone": alone, "succeeded_assisted": assisted}]

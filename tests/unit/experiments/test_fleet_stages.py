@@ -18,6 +18,8 @@ PLAN = replace(
     FleetPlan(tasks=("restock",)).quick(), demonstrations=3, clone_steps=3, offline_steps=4, waves=2
 )
 
+ONLINE = replace(CELLS["lwd_online"], robots=1)
+
 
 class Interrupted(Exception):
     pass
@@ -68,20 +70,20 @@ def test_a_finished_stage_is_not_done_again(root: Path) -> None:
 def test_an_interrupted_cell_goes_on_in_the_wave_it_was_in(root: Path) -> None:
     interrupted = study(root, interrupt_at("online", 2))
     with pytest.raises(Interrupted):
-        interrupted.learn(0, "lwd_online", CELLS["lwd_online"])  # after its first wave was recorded
+        interrupted.learn(0, "lwd_online", ONLINE)  # after its first wave was recorded
     assert not (root / "seed_0" / "lwd_online").exists()
 
-    study(root).learn(0, "lwd_online", CELLS["lwd_online"])
+    study(root).learn(0, "lwd_online", ONLINE)
 
     done = root / "seed_0" / "lwd_online"
     waves = json.loads((done / "waves.json").read_text())
     assert len(waves) == PLAN.waves and all(wave["episodes"] == 1 for wave in waves)
-    worked = [seed for wave in range(PLAN.waves) for _, seed in PLAN.worked(0, wave)]
+    worked = [seed for wave in range(PLAN.waves) for _, seed in PLAN.worked(0, wave, ONLINE)]
     assert scenes(done) == scenes(root / "seed_0" / "sft") + Counter(worked)
 
 
 def test_an_online_cell_goes_on_from_the_offline_one(root: Path) -> None:
-    study(root).learn(0, "continued", CELLS["lwd_online"])
+    study(root).learn(0, "continued", ONLINE)
     states = {
         name: sorted(path.name for path in (root / f"seed_0/{name}/learner/state").iterdir())
         for name in ("lwd_offline", "continued")
