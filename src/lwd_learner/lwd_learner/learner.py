@@ -487,11 +487,14 @@ def fit_actions(traces: Iterable[EpisodeTrace], action: ActionSpec) -> ActionSpe
     every policy version of the run speak in it."""
     raw: list[NDArray[np.float64]] = []
     valid: list[NDArray[np.bool_]] = []
+    task: list[NDArray[np.int64]] = []
+    numbers: dict[str, int] = {}
     for trace in traces:
         chunks, planned = raw_actions(trace, action)
         raw.append(chunks)
         valid.append(np.arange(action.horizon) < planned[:, None])
-    return action.with_statistics(np.concatenate(raw), np.concatenate(valid))
+        task.append(np.full(len(chunks), numbers.setdefault(trace.task, len(numbers))))
+    return action.with_statistics(np.concatenate(raw), np.concatenate(valid), np.concatenate(task))
 
 
 def feature_key(policy: FlowPolicy) -> str:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from lwd_fleet.data.catalog import Catalog
+from lwd_fleet.data.catalog import Catalog, EpisodeRow
 from lwd_fleet.data.store import BlobStore
 from lwd_fleet.sim import robot
 from lwd_fleet.sim.presets import observation_spec, trunk_config, trunk_directory
@@ -17,7 +18,7 @@ from lwd_policy.trunk import build_trunk
 from lwd_policy.trunk_file import load_trunk
 
 HORIZON, STEP_S, EXECUTE_STEPS = 10, 0.1, 5  # the `sim` preset of rates
-_EPISODES = 80  # that the normalisation of actions is taken from, spread over all
+_EPISODES = 40  # of each task that the normalisation of actions is taken from, spread over all
 
 
 class NothingToFit(Exception):
@@ -49,6 +50,13 @@ def sim_policy(
     rows = catalog.episodes_since(0)
     if not rows:
         raise NothingToFit("no episode is committed; record or ingest demonstrations first")
-    chosen = rows[:: max(1, len(rows) // _EPISODES)]
+    chosen = [row for task in SUITES[suite].tasks for row in _spread(rows, task.name)]
+    if not chosen:
+        raise NothingToFit(f"no committed episode is of a task of the suite {suite!r}")
     policy.action_spec = fit_actions((fetch_trace(store, row, policy, stride) for row in chosen), action)
     return policy
+
+
+def _spread(rows: Sequence[EpisodeRow], task: str) -> Sequence[EpisodeRow]:
+    of_task = [row for row in rows if row.summary.task == task]
+    return of_task[:: max(1, len(of_task) // _EPISODES)]

@@ -120,14 +120,23 @@ class ActionSpec:
         """Inverse of `normalise`."""
         return normalised * self.scale + self.center
 
-    def with_statistics(self, raw: Array, valid: NDArray[np.bool_]) -> ActionSpec:
+    def with_statistics(
+        self, raw: Array, valid: NDArray[np.bool_], task: NDArray[np.int64] | None = None
+    ) -> ActionSpec:
         """Normalisation by the 1 % and 99 % quantiles per step and number. raw: [N, H, A]; valid: [N, H], a step of
-        the horizon that no sample has takes the last one's statistics."""
+        the horizon that no sample has takes the last one's statistics.
+
+        task: [N], None if all are of one. The range covers the quantiles of every task: policies act within it, and a
+        turn of the wrist that one task of eight is about, and the others do without, is rare among all.
+        """
+        of = np.zeros(len(raw), np.int64) if task is None else task
         center, scale = np.zeros((self.horizon, self.dim)), np.ones((self.horizon, self.dim))
         for step in range(self.horizon):
-            seen = raw[valid[:, step], step]
-            if len(seen):
-                low, high = np.quantile(seen, [0.01, 0.99], axis=0)
+            here = valid[:, step]
+            seen = [raw[here & (of == one), step] for one in np.unique(of[here])]
+            if seen:
+                quantiles = np.array([np.quantile(one, [0.01, 0.99], axis=0) for one in seen])
+                low, high = quantiles[:, 0].min(axis=0), quantiles[:, 1].max(axis=0)
                 center[step], scale[step] = (low + high) / 2, np.maximum((high - low) / 2, _MIN_SCALE)
             elif step:
                 center[step], scale[step] = center[step - 1], scale[step - 1]
