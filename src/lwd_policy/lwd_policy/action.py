@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 REPRESENTATIONS = ("joint_absolute", "joint_relative", "ee_relative")
 _POSE = 6  # position and rotation vector
 _MIN_SCALE = 1e-3  # m or rad: what varies less than this over all demonstrations is not amplified
+_OUTERMOST = (
+    2e-3  # share of actions beyond the range on either side; at 1e-2 the short turns of long tasks were
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ class ActionSpec:
     def with_statistics(
         self, raw: Array, valid: NDArray[np.bool_], task: NDArray[np.int64] | None = None
     ) -> ActionSpec:
-        """Normalisation by the 1 % and 99 % quantiles per step and number. raw: [N, H, A]; valid: [N, H], a step of
+        """Normalisation by the outermost quantiles (`_OUTERMOST`) per step and number. raw: [N, H, A]; valid: [N, H], a step of
         the horizon that no sample has takes the last one's statistics.
 
         task: [N], None if all are of one. The range covers the quantiles of every task: policies act within it, and a
@@ -135,7 +138,7 @@ class ActionSpec:
             here = valid[:, step]
             seen = [raw[here & (of == one), step] for one in np.unique(of[here])]
             if seen:
-                quantiles = np.array([np.quantile(one, [0.01, 0.99], axis=0) for one in seen])
+                quantiles = np.array([np.quantile(one, [_OUTERMOST, 1 - _OUTERMOST], axis=0) for one in seen])
                 low, high = quantiles[:, 0].min(axis=0), quantiles[:, 1].max(axis=0)
                 center[step], scale[step] = (low + high) / 2, np.maximum((high - low) / 2, _MIN_SCALE)
             elif step:
