@@ -2,9 +2,10 @@
 """The fleet study: one generalist on eight dual-arm tasks, 16 simulated robots, and the ways to go on learning.
 
     scripts/run python -m experiments.fleet gather                  # demonstrations and play, once
-    scripts/run python -m experiments.fleet clone --seed 0          # the cloned policy and its rollouts
-    scripts/run python -m experiments.fleet cell lwd_online --seed 0
-    scripts/run python -m experiments.fleet evaluate lwd_online --seed 0
+    scripts/run python -m experiments.fleet run --seed 0            # all cells of a training seed, and their evaluation
+    scripts/run python -m experiments.fleet summarise               # the tables
+
+`clone`, `cell` and `evaluate` are the parts of `run`; `run --cells` takes ablations, too.
 
 Stages leave their results below `--work`; an interrupted one goes on where it was. Nothing is evaluated with help.
 """
@@ -97,6 +98,8 @@ def clone(
     """Clone the demonstrations; record what the result does in the deployment."""
     with _study(work, quick, tasks, workers, size, device) as study:
         study.clone(seed)
+    if not (quick or tasks):
+        _keep_course(study, "sft", seed)
 
 
 @app.command()
@@ -116,9 +119,13 @@ def cell(
     with _study(work, quick, tasks, workers, device=device) as study:
         study.learn(seed, name, cells[name])
     if not (quick or tasks):
-        file = _results(name) / f"seed_{seed}" / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(study.course(seed, name), indent=1) + "\n", encoding="utf-8")
+        _keep_course(study, name, seed)
+
+
+def _keep_course(study: Study, name: str, seed: int) -> None:
+    file = _results(name) / f"seed_{seed}" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(study.course(seed, name), indent=1) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -153,6 +160,37 @@ def evaluate(
     if not (development or quick or tasks or name == "expert" or chosen):
         at = "" if wave is None else f"_wave_{wave}"
         _keep(_results(name) / f"seed_{seed}" / f"{name}{at}.csv", results)
+
+
+@app.command()
+def run(
+    seed: Seed,
+    cells: Annotated[str, typer.Option(help="Separated by commas")] = ",".join(CELLS),
+    work: Work = WORK,
+    workers: Workers = 1,
+) -> None:
+    """All that a training seed lacks: its cloned policy, its cells, their evaluation. Interrupted, it goes on where it was.
+
+    Says first how long it will take, by what the same cells took of other seeds.
+    """
+    lacking = [name for name in ("sft", *cells.split(",")) if not (work / f"seed_{seed}" / name).exists()]
+    known = {name: worked["minutes"] for name, worked in (_work(RESULTS) | _work(ABLATION_RESULTS)).items()}
+    unknown = [name for name in lacking if name not in known]
+    minutes = sum(known.get(name, 0.0) for name in lacking)
+    console.print(
+        f"seed {seed}: {minutes:.0f} minutes of one process, and {', '.join(unknown) or 'nothing'} untimed"
+    )
+    for name in ("sft", *cells.split(",")):
+        if name in lacking and name == "sft":
+            clone(seed, work, workers=workers)
+        elif name in lacking:
+            cell(name, seed, work, workers=workers)
+        if not (_results(name) / f"seed_{seed}" / f"{name}.csv").exists():
+            evaluate(name, seed, work, workers=workers)
+
+
+def _work(folder: Path) -> dict[str, dict[str, float]]:
+    return read_work(folder) if folder.exists() else {}
 
 
 @app.command("summarise")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show what the simulated tasks are: contact sheets of an episode that succeeds and of one that fails, and a page about them.
 
-    scripts/run python experiments/task_sheets.py                          # every task of the suite, and the page
-    scripts/run python experiments/task_sheets.py --task restock           # one task's sheets; the page is written anew
+    scripts/run python -m experiments.task_sheets                          # every task of the suite, and the page
+    scripts/run python -m experiments.task_sheets --task restock           # one task's sheets; the page is written anew
 
 The texts come from the tasks themselves. In the episode that fails, a demonstrator who cannot see where the tool is works
 with arms that stand a few centimetres from where they should be.
@@ -11,6 +11,7 @@ with arms that stand a few centimetres from where they should be.
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from experiments.fleet_study.study import deployment_shift
 from lwd_fleet.sim.experts import STEP_S, Expert
 from lwd_fleet.sim.scene import TICK_S
 from lwd_fleet.sim.shift import Shift
@@ -151,7 +153,35 @@ def _text(text: str, width: int, height: int, scale: float) -> Picture:
 def page(suite: Suite) -> str:
     """Markdown: one section per task."""
     contents = "\n".join(f"- [`{task.name}`](#{task.name}): {task.summary}" for task in suite.tasks)
-    return "\n".join([_INTRODUCTION, contents, "", *(_section(task) for task in suite.tasks)])
+    sections = [_deployment(deployment_shift()), *(_section(task) for task in suite.tasks)]
+    return "\n".join([_INTRODUCTION, contents, "", *sections])
+
+
+_SHIFTED = {
+    "placement_range_scale": "The zones in which things are put are {} times as long and wide.",
+    "calibration_offset_m": "The arms stand elsewhere than they believe, by (left x, y, right x, y) {} m: what a policy knows of "
+    "its tools from kinematics is off by as much, in every task. The grasp radius is 0.028 m.",
+    "friction": "Friction of all contacts is {} of what it was: what is let go or pushed slides further.",
+    "object_scale": "Things that are taken are {} times as large; lids, doors and boxes are not, so what goes in has less room.",
+    "command_latency_ticks": "Commands take effect {} tick(s) of 20 ms later.",
+    "colour_jitter": "Colours of things and table differ by a standard deviation of {} per channel; pixels only.",
+    "light_jitter": "Brightness and direction of the light differ by a standard deviation of {}; pixels only.",
+    "camera_offset_m": "The top camera stands elsewhere by {} m; pixels only.",
+    "camera_jitter_m": "Each camera stands elsewhere by a standard deviation of {} m; pixels only.",
+    "calibration_sigma_m": "The arms' calibration differs from episode to episode by a standard deviation of {} m more.",
+}
+
+
+def _deployment(shift: Shift) -> str:
+    changed = json.loads(shift.to_json())
+    lines = "\n".join(f"- {_SHIFTED[name].format(str(value).strip('[]'))}" for name, value in changed.items())
+    return f"""## The deployment of the fleet study
+
+All robots of `experiments/fleet.py` and all its evaluations differ from the demonstrations like this, in every task
+(`experiments/fleet_study/deployment.yaml`):
+
+{lines}
+"""
 
 
 def _section(task: Task) -> str:
@@ -188,7 +218,7 @@ def _paragraph(thing: object) -> str:
 
 _INTRODUCTION = """# The simulated tasks
 
-Written by `scripts/run python experiments/task_sheets.py` from the tasks themselves (`lwd_fleet/sim/tasks`); change those,
+Written by `scripts/run python -m experiments.task_sheets` from the tasks themselves (`lwd_fleet/sim/tasks`); change those,
 not this page.
 
 Every task needs both arms or the arm that fits, and its instruction: several goals are possible in the same scene. A

@@ -206,8 +206,9 @@ class Study:
         """How a finished cell went: seconds, and how the fleet worked in each wave if it did."""
         folder = self.root / f"seed_{seed}" / name
         waves = folder / "waves.json"
+        stages = [folder.with_name("cloned"), folder] if name == "sft" else [folder]
         return {
-            "wall_s": round(json.loads((folder / "wall_s.json").read_text())),
+            "wall_s": round(sum(json.loads((stage / "wall_s.json").read_text()) for stage in stages)),
             "waves": json.loads(waves.read_text()) if waves.exists() else [],
         }
 
